@@ -1,0 +1,264 @@
+"""The experiment's configuration: every field, its default and its unit, and what makes it valid.
+
+A config file is a difference to `base()`:
+
+    config = base()
+    config.model.name = "se_resnext50_32x4d"
+    config.train.epochs = 90.0
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from resflax.data.sources import SOURCES
+from resflax.models import create_model
+from resflax.parallel import MODES
+
+SCHEDULES = ("cosine", "step")
+BN_AXES = ("device", "global")
+DTYPES = ("float32", "bfloat16")
+
+
+class ConfigError(ValueError):
+    """The configuration asks for what cannot be; the message says what would be right."""
+
+
+def base() -> ml_collections.ConfigDict:
+    """Every field with its default, its type and its unit."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of the parameters, the order of the images and every random number
+
+    # The network: `name`, changed by the fields that are not None (see resflax.models.resnet).
+    model = config.model = ml_collections.ConfigDict()
+    model.name = "cifar_resnet20"  # of resflax.list_models()
+    model.depth = placeholder(int)  # layers with weights
+    model.block = placeholder(str)  # basic | bottleneck, where the depth leaves a choice
+    model.num_filters = placeholder(int)  # channels of the first stage
+    model.stem = placeholder(str)  # imagenet | cifar | deep
+    model.cardinality = placeholder(int)  # groups of the 3x3 convolutions
+    model.base_width = placeholder(int)  # channels of a group, at 64 filters
+    model.stride_in = placeholder(str)  # 1x1 | 3x3
+    model.shortcut = placeholder(str)  # A | B | C | none
+    model.unit = placeholder(str)  # original | full_preact | the other ones of Identity Mappings
+    model.se_reduction = placeholder(int)  # channels per hidden unit of the gates; 0: no gates
+    model.se_squeeze = placeholder(str)  # avg | max | none
+    model.se_gate = placeholder(str)  # sigmoid | tanh | relu
+    model.se_bias = placeholder(bool)  # of the gates' dense layers
+    model.se_stages = placeholder(tuple)  # stages with gates, of 2 to 5
+    model.se_integration = placeholder(str)  # standard | pre | post | identity | 3x3
+    model.zero_init_last = placeholder(bool)  # residual branches start as zero
+    model.dropout = placeholder(float)  # rate before the classifier
+    model.bn_momentum = placeholder(float)  # share of the running statistics that a step keeps
+    model.bn_epsilon = placeholder(float)  # added to the variance
+    model.bn_axis = "device"  # statistics of a device's images (the papers') | global: of all
+    model.dtype = "float32"  # of the computation | bfloat16
+
+    data = config.data = ml_collections.ConfigDict()
+    data.source = "digits"  # digits | shapes
+    data.image_size = 16  # pixels, both sides
+    data.shapes = ml_collections.ConfigDict()  # of the source 'shapes' only
+    data.shapes.num_train = 8000  # images
+    data.shapes.num_test = 1000  # images
+    data.shapes.seed = 0  # of the images: another seed is another data set
+    data.shapes.difficulty = 0.3  # 0: large and clean, 1: small, noisy, cluttered
+
+    augment = config.augment = ml_collections.ConfigDict()
+    augment.crop_padding = 0  # pixels around the image before a random crop
+    augment.flip = False  # half of the images mirrored
+
+    train = config.train = ml_collections.ConfigDict()
+    train.batch_size = 128  # images a step, over all devices
+    train.epochs = 30.0  # passes over the training images
+    train.label_smoothing = 0.0  # probability spread over all classes
+    train.ema_decay = 0.0  # share of the averaged parameters that a step keeps; 0: no average
+
+    optim = config.optim = ml_collections.ConfigDict()
+    optim.lr = 0.1  # peak learning rate per 256 images of a batch
+    optim.schedule = "cosine"  # to zero | step
+    optim.warmup_epochs = 0.0  # epochs of linear growth from zero
+    optim.step_epochs = ()  # epochs after which 'step' multiplies the rate
+    optim.step_factor = 0.1  # by this
+    optim.momentum = 0.9  # of SGD
+    optim.nesterov = True  # or plain momentum
+    optim.weight_decay = 1e-4  # coupled L2: added to the gradient
+    optim.decay_norm_and_bias = True  # decay these too, as the papers' code does
+    optim.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
+
+    evaluate = config.eval = ml_collections.ConfigDict()
+    evaluate.batch_size = 512  # images, over all devices
+    evaluate.every_epochs = 1  # epochs; and at the end
+
+    checkpoint = config.checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_epochs = 1  # epochs; and at the end
+    checkpoint.keep = 2  # the latest ones; the best one is kept besides
+
+    config.log = ml_collections.ConfigDict()
+    config.log.every_steps = 10  # steps to a line of metrics.jsonl
+
+    config.parallel = ml_collections.ConfigDict()
+    config.parallel.mode = "shard_map"  # shard_map | jit | pmap
+    return config
+
+
+def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The arguments of `create_model` that `config.model` sets."""
+    other = ("name", "bn_axis", "dtype")
+    fields = {k: v for k, v in config.model.items() if v is not None and k not in other}
+    return fields | {"dtype": jnp.dtype(config.model.dtype)}
+
+
+def build_model(
+    config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None
+) -> nn.Module:
+    """The network that the config describes.
+
+    Args:
+      config: of the run.
+      num_classes: of its data set.
+      axis_name: the mapped axis of the devices, over which batch norm averages if it is global.
+    """
+    if config.model.bn_axis != "global":
+        axis_name = None
+    return create_model(
+        config.model.name, num_classes, axis_name=axis_name, **model_overrides(config)
+    )
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for the first thing in the config that cannot be."""
+    _choice(config, "model.dtype", DTYPES)
+    try:
+        create_model(config.model.name, **model_overrides(config))
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from None
+    _choice(config, "model.bn_axis", BN_AXES)
+    _choice(config, "data.source", SOURCES)
+    _choice(config, "optim.schedule", SCHEDULES)
+    _choice(config, "parallel.mode", MODES)
+    for field in (
+        "train.batch_size",
+        "eval.batch_size",
+        "eval.every_epochs",
+        "checkpoint.every_epochs",
+        "checkpoint.keep",
+        "log.every_steps",
+        "data.shapes.num_train",
+        "data.shapes.num_test",
+    ):
+        _at_least(config, field, 1)
+    for field in ("optim.warmup_epochs", "optim.weight_decay", "optim.clip_norm", "optim.lr"):
+        _at_least(config, field, 0)
+    _at_least(config, "augment.crop_padding", 0)
+    _at_least(config, "data.image_size", 16 if config.data.source == "shapes" else 8)
+    for field in ("train.label_smoothing", "train.ema_decay", "optim.momentum"):
+        _between(config, field, 0.0, 1.0)
+    if not 0.0 <= config.data.shapes.difficulty <= 1.0:
+        raise ConfigError(f"data.shapes.difficulty {config.data.shapes.difficulty}: from 0 to 1.")
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"config.seed {config.seed} must be from 0 to 2**32 - 1.")
+    if config.train.epochs <= 0:
+        raise ConfigError(f"config.train.epochs {config.train.epochs} must be more than 0.")
+    if config.optim.warmup_epochs > config.train.epochs:
+        raise ConfigError(
+            f"config.optim.warmup_epochs {config.optim.warmup_epochs} is longer than "
+            f"config.train.epochs {config.train.epochs}."
+        )
+    if list(config.optim.step_epochs) != sorted(config.optim.step_epochs):
+        raise ConfigError(f"config.optim.step_epochs {config.optim.step_epochs} must increase.")
+
+
+def validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
+    """Raises ConfigError if the batches, or batch norm, do not fit the devices."""
+    for field in ("train.batch_size", "eval.batch_size"):
+        size = _get(config, field)
+        if size % num_devices:
+            raise ConfigError(
+                f"config.{field} {size} is not divisible by {num_devices} devices; "
+                f"{size - size % num_devices or num_devices} or "
+                f"{size - size % num_devices + num_devices} would be."
+            )
+    if config.parallel.mode == "jit" and config.model.bn_axis == "device" and num_devices > 1:
+        raise ConfigError(
+            f"config.parallel.mode 'jit' on {num_devices} devices has the whole batch's batch-norm "
+            "statistics: set config.model.bn_axis to 'global', or the mode to 'shard_map'."
+        )
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as JSON text."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """A config from the text that `to_json` gave; data, never executed.
+
+    Raises:
+      ConfigError: if the text is no such thing.
+    """
+    config = base()
+    try:
+        for field, value in flatten(json.loads(text)).items():
+            owner, name = _owner(config, field)
+            owner[name] = tuple(value) if isinstance(value, list) else value
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"not a config of resflax: {error}") from None
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The fields of nested dicts by their dotted names."""
+    fields: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict | ml_collections.ConfigDict):
+            fields |= flatten(value, f"{prefix}{key}.")
+        else:
+            fields[prefix + key] = value
+    return fields
+
+
+def difference(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+    """The fields that differ, as lines 'field: old -> new'."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{field}: {before.get(field)!r} -> {after.get(field)!r}"
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field) != after.get(field)
+    ]
+
+
+def _owner(config: ml_collections.ConfigDict, field: str) -> tuple[Any, str]:
+    *groups, name = field.split(".")
+    for group in groups:
+        config = config[group]
+    if name not in config:
+        raise KeyError(field)
+    return config, name
+
+
+def _get(config: ml_collections.ConfigDict, field: str) -> Any:
+    owner, name = _owner(config, field)
+    return owner[name]
+
+
+def _choice(config: ml_collections.ConfigDict, field: str, choices: Iterable[str]) -> None:
+    value = _get(config, field)
+    if value not in choices:
+        raise ConfigError(f"config.{field} {value!r} is not one of {', '.join(map(repr, choices))}.")
+
+
+def _at_least(config: ml_collections.ConfigDict, field: str, least: float) -> None:
+    value = _get(config, field)
+    if not value >= least:
+        raise ConfigError(f"config.{field} {value} must be at least {least}.")
+
+
+def _between(config: ml_collections.ConfigDict, field: str, low: float, high: float) -> None:
+    value = _get(config, field)
+    if not low <= value < high:
+        raise ConfigError(f"config.{field} {value} must be at least {low} and less than {high}.")

@@ -1,0 +1,101 @@
+"""What a person sees of a run: a live bar in a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+
+from resflax.models import Count
+
+
+class Console:
+    """Prints a run's course; silent where `active` is false, as in every process but the first."""
+
+    # Seconds between two lines about the progress where no bar can move.
+    PLAIN_INTERVAL = 15.0
+
+    def __init__(self, active: bool = True):
+        self._console = rich.console.Console(quiet=not active, highlight=False)
+        self._bar: rich.progress.Progress | None = None
+        self._last_line = time.monotonic()
+
+    def print(self, text: str, style: str | None = None) -> None:
+        """A line above the bar."""
+        self._console.print(text, style=style, soft_wrap=True, markup=False)
+
+    def network(self, name: str, cost: Count) -> None:
+        """A table of what each stage costs."""
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("part", "output", "parameters", "MACs"):
+            table.add_column(heading, justify="left" if heading == "part" else "right")
+        for part, row in stages(cost).items():
+            shape = " x ".join(map(str, row.output_shape))
+            table.add_row(part, shape, f"{row.params:,}", f"{row.macs:,}")
+        table.add_section()
+        table.add_row(name, "", f"{cost.params:,}", f"{cost.macs:,}", style="bold")
+        self._console.print(table)
+
+    @contextlib.contextmanager
+    def bar(self, first_step: int, total_steps: int) -> Iterator[None]:
+        """Shows a bar, where there is a terminal; takes it away at the end."""
+        if not self._console.is_terminal:
+            yield
+            return
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
+            rich.progress.BarColumn(bar_width=None),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[metrics]}"),
+            rich.progress.TimeRemainingColumn(compact=True),
+            rich.progress.TextColumn("left"),
+            console=self._console,
+            expand=True,
+            transient=True,
+        )
+        with self._bar:
+            self._bar.add_task(
+                "train", total=total_steps, completed=first_step, epoch="-", metrics="compiling"
+            )
+            yield
+        self._bar = None
+
+    def progress(self, step: int, total_steps: int, epoch: float, m: Mapping[str, float]) -> None:
+        """Moves the bar, or once in a while prints a line.
+
+        Args:
+          step: steps done.
+          total_steps: steps of the run.
+          epoch: epochs done.
+          m: 'train/loss', 'train/lr' and, from the second step on, 'train/seconds_per_step' and
+            'train/images_per_second'.
+        """
+        if "train/seconds_per_step" not in m:
+            return
+        text = f"{m['train/images_per_second']:,.0f} images/s  "
+        text += f"loss {m['train/loss']:.4f}  lr {m['train/lr']:.4g}"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, epoch=f"{epoch:.1f}", metrics=text)
+        elif time.monotonic() - self._last_line > self.PLAIN_INTERVAL:
+            self._last_line = time.monotonic()
+            left = (total_steps - step) * m["train/seconds_per_step"]
+            self.print(f"epoch {epoch:6.2f}  step {step}/{total_steps}  {text}  {left:.0f} s left")
+
+def stages(cost: Count) -> dict[str, Count]:
+    """The parts of a network with the blocks of a stage added up: 'stage3 (4 blocks)'."""
+    groups: dict[str, list[Count]] = {}
+    for part, row in cost.parts.items():
+        groups.setdefault(part.split("_block")[0], []).append(row)
+
+    return {
+        f"{name} ({len(rows)} blocks)" if len(rows) > 1 else name: Count(
+            sum(row.params for row in rows),
+            sum(row.macs for row in rows),
+            sum(row.activations for row in rows),
+            rows[-1].output_shape,
+        )
+        for name, rows in groups.items()
+    }

@@ -1,0 +1,201 @@
+"""Learning curves of a run, read from its metrics file and drawn as one PNG figure."""
+
+import json
+import math
+import os
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+# Okabe-Ito colours: distinct under the common forms of colour blindness and in grey.
+_TRAIN = "#0072B2"
+_EVAL = "#D55E00"
+_RATE = "#009E73"
+_INK = "#333333"
+_FONT = 8  # points
+_LOG_DECADES = 1.5  # a wider range of losses gets a logarithmic axis
+_MAX_MARKERS = 40  # more evaluations than this would merge into a band
+
+Metrics = Sequence[Mapping[str, float]]
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
+    """Reads a metrics file and resolves the steps that a resumed run wrote again.
+
+    A line that goes back to an earlier step, or repeats a step for the same kind of line (train
+    or eval), supersedes all earlier lines from that step on. The train and the eval line of one
+    step stand side by side. A last line that is not complete is ignored.
+
+    Args:
+      path: a file with one JSON object a line, each with a "step" and an "epoch".
+
+    Returns:
+      The lines in order of step, with their numeric entries only.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: a line other than the last is not a JSON object with a step and an epoch.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept: list[dict[str, float]] = []
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = _parse(text)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        # At one step there is at most one line of either kind, so two lines back is far enough.
+        if any(_supersedes(line, old) for old in kept[-2:]):
+            while kept and kept[-1]["step"] >= line["step"]:
+                kept.pop()
+        kept.append(line)
+    return kept
+
+
+def plot_curves(metrics: Metrics, path: pathlib.Path, *, title: str = "") -> None:
+    """Draws loss, top-1 accuracy (%) and learning rate over epochs into a PNG file.
+
+    The file appears whole or not at all: it is written beside `path` and then renamed. Values
+    that are not finite are left out of the curves.
+
+    Args:
+      metrics: lines as `read_metrics` returns them, with accuracies as fractions in [0, 1].
+      path: the PNG file to write or replace; its folder exists.
+      title: text above the panels; none if empty.
+
+    Raises:
+      OSError: the file cannot be written.
+      ValueError: there are no metrics.
+    """
+    if not metrics:
+        raise ValueError("no metrics to plot")
+    figure = _draw(metrics, title)
+    # The process id keeps two writers apart; the name keeps the umask's permissions.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=300, facecolor="white")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _parse(text: str) -> dict[str, float]:
+    line = json.loads(text)
+    items = line.items() if isinstance(line, dict) else ()
+    numbers = {key: value for key, value in items if isinstance(value, int | float)}
+    if not {"step", "epoch"} <= numbers.keys():
+        raise ValueError("not a JSON object with a step and an epoch")
+    return numbers
+
+
+def _supersedes(line: dict[str, float], old: dict[str, float]) -> bool:
+    same_kind = ("eval/loss" in line) == ("eval/loss" in old)
+    return line["step"] <= old["step"] if same_kind else line["step"] < old["step"]
+
+
+def _series(metrics: Metrics, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the epochs and the values of one entry, both [n], without non-finite values."""
+    finite = [line for line in metrics if math.isfinite(line.get(key, math.nan))]
+    return np.array([line["epoch"] for line in finite]), np.array([line[key] for line in finite])
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Returns a centred mean over about 4% of the points, [n] to [n].
+
+    The window shrinks at both ends to a few points, so that it neither bends a steep curve there
+    nor ends in the noise of one point. Two passes make it a triangle, which leaves no corners.
+    """
+    index = np.arange(len(values))
+    widest = max(1, len(values) // 50)
+    reach = np.clip(np.minimum(index, index[::-1]), min(widest // 2, 8), widest)
+    low, high = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+    for _ in range(2):
+        total = np.concatenate([[0.0], np.cumsum(values)])
+        values = (total[high] - total[low]) / (high - low)
+    return values
+
+
+def _draw(metrics: Metrics, title: str) -> Figure:
+    figure = Figure(figsize=(3.5, 4.9), layout="constrained")  # inches; one column of a page
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.5))
+    for axis, panel in zip(axes, (_loss_panel, _accuracy_panel, _rate_panel), strict=True):
+        panel(axis, metrics)
+        _style(axis)
+    last = max(line["epoch"] for line in metrics) or 1.0
+    axes[2].set_xlim(-0.02 * last, 1.03 * last)  # room for a marker at either end
+    axes[2].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes[2].set_xlabel("epoch", fontsize=_FONT, color=_INK)
+    figure.align_ylabels(axes)
+    if title:
+        text = textwrap.fill(title, 44)
+        figure.suptitle(text, fontsize=_FONT + 1, weight="bold", color=_INK, parse_math=False)
+    return figure
+
+
+def _style(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set(color=_INK, linewidth=0.6)
+    axis.tick_params(labelsize=_FONT - 1, color=_INK, labelcolor=_INK, width=0.6, length=2.5)
+    axis.grid(color="#E3E3E3", linewidth=0.5)
+    axis.yaxis.label.set(fontsize=_FONT, color=_INK)
+    if axis.get_legend_handles_labels()[0]:
+        # Above the panel: inside it, no corner is free of lines in every run.
+        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1}
+        text = {"fontsize": _FONT - 1, "labelcolor": _INK, "handlelength": 1.6}
+        axis.legend(ncols=2, frameon=False, columnspacing=1.2, **place, **text)
+
+
+def _line(axis: Axes, epochs: np.ndarray, values: np.ndarray, few: int, **style: object) -> None:
+    """Draws values over epochs, both [n], with markers if there are at most `few` points."""
+    if len(values):
+        style = {"linewidth": 1.2, "marker": "o" if len(values) <= few else "", **style}
+        axis.plot(epochs, values, markersize=2.5, **style)
+
+
+def _pair(axis: Axes, metrics: Metrics, name: str, scale: float, alpha: float) -> None:
+    epochs, values = _series(metrics, f"train/{name}")
+    _line(axis, epochs, scale * values, 1, color=_TRAIN, linewidth=0.5, alpha=0.3 * alpha)
+    _line(axis, epochs, scale * _smooth(values), 1, color=_TRAIN, alpha=alpha, label="train")
+    epochs, values = _series(metrics, f"eval/{name}")
+    _line(axis, epochs, scale * values, _MAX_MARKERS, color=_EVAL, label="evaluation")
+
+
+def _loss_panel(axis: Axes, metrics: Metrics) -> None:
+    _pair(axis, metrics, "loss", scale=1.0, alpha=1.0)
+    drawn = np.concatenate([[], *(line.get_ydata() for line in axis.lines)])
+    positive = drawn[drawn > 0]
+    if len(positive) and math.log10(positive.max() / positive.min()) > _LOG_DECADES:
+        axis.set_yscale("log", nonpositive="mask", subs=[])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_ylabel("loss (nats)")
+
+
+def _accuracy_panel(axis: Axes, metrics: Metrics) -> None:
+    _pair(axis, metrics, "top1", scale=100.0, alpha=0.6)
+    for line in axis.lines:
+        line.set_label("_")  # the legend of the loss panel names them
+    axis.set_ylabel("top-1 accuracy (%)")
+    epochs, values = _series(metrics, "eval/top1")
+    if len(values):
+        best = values.argmax()
+        epoch, top1 = epochs[best], 100 * values[best]
+        label = f"best {top1:.2f}% at epoch {epoch:.1f}".removesuffix(".0")
+        axis.plot(epoch, top1, "*", color=_EVAL, markersize=9, mec="white", mew=0.6, label=label)
+
+
+def _rate_panel(axis: Axes, metrics: Metrics) -> None:
+    epochs, values = _series(metrics, "train/lr")
+    _line(axis, epochs, values, 1, color=_RATE)
+    highest = values.max(initial=0.0) or 1.0
+    axis.set_ylim(-0.05 * highest, 1.1 * highest)
+    axis.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_ylabel("learning rate")

@@ -1,0 +1,1 @@
+"""Data: sources, the host's pipeline, and augmentation on the device."""

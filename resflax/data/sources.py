@@ -1,0 +1,134 @@
+"""Where images come from: arrays of uint8 images and labels, read at random.
+
+A source is anything with `len()` and `source[i] -> {'image': uint8 [H, W, C], 'label': int32 []}`:
+grain's RandomAccessDataSource.
+"""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from resflax.data import shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """Images in memory.
+
+    Attributes:
+      images: uint8 [N, H, W, C].
+      labels: int32 [N].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"image": self.images[index], "label": self.labels[index]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a network and its users must know of a data set.
+
+    Attributes:
+      name: of the source.
+      image_shape: (H, W, C).
+      label_names: by class.
+      mean, std: of each channel of the training images, on a scale of 0 to 1.
+    """
+
+    name: str
+    image_shape: tuple[int, ...]
+    label_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.label_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A training and a test set."""
+
+    train: ArraySource
+    test: ArraySource
+    description: Description
+
+
+SOURCES = ("digits", "shapes")
+
+
+def load(config: ml_collections.ConfigDict) -> Dataset:
+    """Loads the data set that `config.data` names; nothing is downloaded."""
+    if config.source == "digits":
+        train, test = digits(config.image_size)
+        names = tuple("0123456789")
+    else:
+        train, test = procedural_shapes(config)
+        names = shapes.LABEL_NAMES
+    pixels = train.images.reshape(-1, train.images.shape[-1]) / 255.0
+    description = Description(
+        name=config.source,
+        image_shape=train.images.shape[1:],
+        label_names=names,
+        mean=tuple(float(m) for m in pixels.mean(0)),
+        std=tuple(float(s) for s in pixels.std(0)),
+    )
+    return Dataset(train, test, description)
+
+
+def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
+    """scikit-learn's handwritten digits: 1,797 real 8x8 grey images, in its package.
+
+    Args:
+      image_size: side to which the images are enlarged (bicubic), pixels.
+
+    Returns:
+      1,437 images for training and 360 for testing: scikit-learn's `train_test_split`, stratified
+      by class, random_state 0.
+    """
+    # Imported here: it takes a second, and the other sources do without.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    side = (image_size, image_size)
+    images = np.stack([Image.fromarray(p).resize(side, Image.Resampling.BICUBIC) for p in pixels])
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
+    )
+    source = ArraySource(images[..., None], labels.astype(np.int32))
+    return _subset(source, train), _subset(source, test)
+
+
+def procedural_shapes(config: ml_collections.ConfigDict) -> tuple[ArraySource, ArraySource]:
+    """Rendered images of ten shapes: see resflax.data.shapes.
+
+    Args:
+      config: `config.data`: `image_size`, and of `config.data.shapes` the numbers of images, the
+        seed and the difficulty.
+
+    Returns:
+      The first images of the seed for training, the next ones for testing.
+    """
+    options = config.shapes
+    end = options.num_train + options.num_test
+    images, labels = shapes.render(
+        range(end), seed=options.seed, size=config.image_size, difficulty=options.difficulty
+    )
+    source = ArraySource(images, labels)
+    train, test = np.split(np.arange(end), [options.num_train])
+    return _subset(source, train), _subset(source, test)
+
+
+def _subset(source: ArraySource, indices: np.ndarray) -> ArraySource:
+    return ArraySource(source.images[indices], source.labels[indices])

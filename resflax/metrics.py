@@ -1,0 +1,50 @@
+"""Losses and metrics of a batch, summed so that they add up exactly over batches and devices."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Cross-entropy of each example, in nats.
+
+    Args:
+      logits: float32 [N, K].
+      labels: int [N].
+      label_smoothing: probability spread evenly over all K classes, the true one included
+        (Szegedy 2015, arXiv 1512.00567, Section 7).
+
+    Returns:
+      float32 [N].
+    """
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Whether the true class is among the k largest logits, of each example: float32 [N].
+
+    Ties count against the prediction, so a network that gives out a constant is never right.
+    """
+    true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    others = jnp.sum(logits >= true, axis=-1) - 1
+    # A comparison with NaN is false, so a NaN would rank first.
+    return ((others < k) & jnp.isfinite(true[:, 0])).astype(jnp.float32)
+
+
+def summed(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Sums over the examples whose mask is 1: 'loss' (nats), 'top1', 'top5' (hits), 'count'.
+
+    Args:
+      logits: float32 [N, K].
+      labels: int [N].
+      mask: float [N], 1 for an example, 0 for padding.
+    """
+    return {
+        "loss": jnp.sum(cross_entropy(logits, labels) * mask),
+        "top1": jnp.sum(in_top_k(logits, labels, 1) * mask),
+        "top5": jnp.sum(in_top_k(logits, labels, 5) * mask),
+        "count": jnp.sum(mask),
+    }

@@ -1,0 +1,98 @@
+"""The layers that every network is made of, with the parameters that `resflax.ops` computes on."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resflax.ops import conv as conv_ops
+from resflax.ops import pool
+
+# A layer or block constructor with its settings already bound by functools.partial.
+ModuleDef = Callable[..., nn.Module]
+
+# N(0, 2 / (k * k * C_out)), untruncated, the total C_out also where the convolution is grouped:
+# the initialisation of the residual nets' released code (He 2015, arXiv 1502.01852, backward case).
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+# U(-1/sqrt(C_in), 1/sqrt(C_in)): the classifier's weights in the Torch code of the papers.
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Conv(nn.Module):
+    """Convolution without bias, padded symmetrically: 'same' for odd kernels, as in PyTorch.
+
+    TensorFlow's 'SAME' pads strided windows unevenly on even sizes, so it sees other pixels.
+
+    Attributes:
+      filters: output channels.
+      kernel_size: side of the kernel, pixels.
+      stride: step of the window, pixels.
+      groups: the cardinality.
+      kernel_init: of the float32 kernel, [k, k, C_in / groups, filters].
+      dtype: of the computation.
+    """
+
+    filters: int
+    kernel_size: int = 1
+    stride: int = 1
+    groups: int = 1
+    kernel_init: nn.initializers.Initializer = he_normal
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.filters)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        side = (self.kernel_size // 2, self.kernel_size // 2)
+        return conv_ops.conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=(side, side),
+            groups=self.groups,
+        )
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention: scales each channel by a gate computed from all channels' means.
+
+    Squeeze-and-Excitation Networks, arXiv 1709.01507, Section 3; its ablations in Section 6.
+
+    Attributes:
+      reduction: the first dense layer has C // reduction units (Section 6.1).
+      squeeze: 'avg' or 'max' over the positions, or 'none': gates at every position (6.2, 6.5).
+      gate: the last non-linearity: 'sigmoid', 'tanh' or 'relu' (6.3).
+      bias: whether the dense layers have biases; the released networks have, the ablations not.
+      dtype: of the scaled activations; the gates are computed in float32.
+    """
+
+    reduction: int = 16
+    squeeze: str = "avg"
+    gate: str = "sigmoid"
+    bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        hidden = nn.Dense(
+            channels // self.reduction, self.bias, kernel_init=he_normal, name="squeeze"
+        )(SQUEEZES[self.squeeze](x))
+        gates = nn.Dense(channels, self.bias, kernel_init=he_normal, name="excite")(nn.relu(hidden))
+        gates = GATES[self.gate](gates).astype(self.dtype)
+        return x * (gates if self.squeeze == "none" else gates[:, None, None, :])
+
+
+SQUEEZES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "avg": pool.global_avg_pool,
+    "max": lambda x: jnp.max(x, axis=(1, 2)).astype(jnp.float32),
+    "none": lambda x: x.astype(jnp.float32),
+}
+
+GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": nn.sigmoid,
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+}

@@ -1,0 +1,225 @@
+"""The residual block, composed along independent axes.
+
+| axis     | what it chooses                              | as                                     |
+|----------|----------------------------------------------|----------------------------------------|
+| branch   | the convolutions of F in y = x + F(x)        | a tuple of ConvSpec                    |
+| shortcut | how x reaches the sum: 'A', 'B', 'C', 'none' | a name                                 |
+| unit     | the order of norm, activation and addition   | a row of UNITS                         |
+| gate     | squeeze-excite, and where it stands          | a module constructor and a name        |
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resflax.models.layers import ModuleDef
+
+SHORTCUTS = ("A", "B", "C", "none")
+SE_INTEGRATIONS = ("standard", "pre", "post", "identity", "3x3")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvSpec:
+    """One convolution of a branch: output channels, side of the kernel, stride, cardinality."""
+
+    filters: int
+    kernel_size: int
+    stride: int = 1
+    groups: int = 1
+
+
+Branch = tuple[ConvSpec, ...]
+
+
+def basic(filters: int, stride: int = 1) -> Branch:
+    """Two 3x3 convolutions (He 2015, arXiv 1512.03385, Figure 5, left)."""
+    return ConvSpec(filters, 3, stride), ConvSpec(filters, 3)
+
+
+def bottleneck(
+    filters: int,
+    stride: int = 1,
+    *,
+    cardinality: int = 1,
+    base_width: int = 64,
+    stride_in: str = "3x3",
+    halve_first: bool = False,
+) -> Branch:
+    """1x1, 3x3, 1x1 convolutions (He 2015, Figure 5, right; ResNeXt, 1611.05431, Figure 3c).
+
+    Args:
+      filters: a quarter of the output channels.
+      stride: of the block.
+      cardinality: groups of the 3x3 convolution.
+      base_width: channels of each group where `filters` is 64; in proportion elsewhere.
+      stride_in: which convolution has the stride: '1x1' (the first; He's papers and Caffe) or
+        '3x3' (Torch, torchvision, ResNeXt).
+      halve_first: half as many channels out of the first convolution (SENet-154; SE, 1709.01507,
+        appendix).
+
+    Raises:
+      ValueError: if the width comes out as nothing, or cannot be halved.
+    """
+    width = int(filters * base_width / 64) * cardinality
+    first = width // 2 if halve_first else width
+    if not first:
+        raise ValueError(
+            f"base_width {base_width} leaves a block of {filters} filters without channels; "
+            f"it must be at least {-(-64 // filters)}."
+        )
+    strides = {"1x1": (stride, 1), "3x3": (1, stride)}[stride_in]
+    return (
+        ConvSpec(first, 1, strides[0]),
+        ConvSpec(width, 3, strides[1], cardinality),
+        ConvSpec(4 * filters, 1),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Where norm and activation stand (Identity Mappings, arXiv 1603.05027, Figure 4).
+
+    Each field is a sequence of 'norm' and 'act': `before` every convolution, `after` every one but
+    the last, after the `last`, after the `sum`. What stands `before` the first convolution of the
+    first block is done by the stem, and once more after the last block (appendix of the paper).
+    """
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
+    sum: tuple[str, ...] = ()
+    projection_norm: bool = True
+
+
+UNITS: dict[str, Unit] = {
+    "original": Unit(after=("norm", "act"), last=("norm",), sum=("act",)),
+    "bn_after_addition": Unit(after=("norm", "act"), sum=("norm", "act")),
+    "relu_before_addition": Unit(after=("norm", "act"), last=("norm", "act")),
+    "relu_only_preact": Unit(before=("act",), after=("norm",), last=("norm",)),
+    "full_preact": Unit(before=("norm", "act"), projection_norm=False),
+}
+
+
+class Projection(nn.Module):
+    """A convolution that gives the shortcut the shape of the branch (He 2015, options B and C)."""
+
+    filters: int
+    kernel_size: int
+    stride: int
+    conv: ModuleDef
+    norm: ModuleDef | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(self.filters, self.kernel_size, self.stride, name="conv")(x)
+        return x if self.norm is None else self.norm(name="norm")(x)
+
+
+def zero_padded_identity(x: jax.Array, filters: int, stride: int) -> jax.Array:
+    """Option A (He 2015, Section 3.3): subsamples, and appends channels of zeros; no parameters.
+
+    Args:
+      x: [N, H, W, C].
+      filters: channels of the result, at least C.
+      stride: every how many pixels one is kept.
+
+    Returns:
+      [N, ceil(H / stride), ceil(W / stride), filters].
+
+    Raises:
+      ValueError: if `filters` is less than C: an identity cannot lose channels.
+    """
+    channels = x.shape[-1]
+    if filters < channels:
+        raise ValueError(
+            f"shortcut 'A' cannot shrink {channels} channels to {filters}: use 'B' or 'C'."
+        )
+    x = x[:, ::stride, ::stride, :]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, filters - channels)))
+
+
+class ResidualBlock(nn.Module):
+    """y = shortcut(x) + F(x), with norm, activation and gate where `unit` and the gate say.
+
+    Attributes:
+      branch: the convolutions of F; their strides multiply to the block's stride.
+      shortcut: 'A' (zero-padded identity), 'B' (projection where the shape changes), 'C'
+        (projection everywhere), 'none' (no addition: a plain net).
+      unit: a row of UNITS.
+      conv, norm, act: constructors of the layers, with dtype, mode and axis bound.
+      gate: constructor of the squeeze-excite layer, or None.
+      se_integration: where the gate stands (SE, 1709.01507, Figure 5): 'standard' at the end of
+        the branch, 'pre' before it, 'post' after the block, 'identity' on the shortcut, '3x3'
+        after the 3x3 convolution of a bottleneck.
+      projection_kernel: side of the projection's kernel.
+      zero_init_last: start as the identity: the last norm's scale, or in pre-activation units the
+        last kernel, is zero (Goyal 2017, arXiv 1706.02677, Section 5.1).
+      first: whether this is the network's first block.
+    """
+
+    branch: Branch
+    shortcut: str
+    unit: Unit
+    conv: ModuleDef
+    norm: ModuleDef
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    gate: ModuleDef | None = None
+    se_integration: str = "standard"
+    projection_kernel: int = 1
+    zero_init_last: bool = False
+    first: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        stride = 1
+        for spec in self.branch:
+            stride *= spec.stride
+        filters = self.branch[-1].filters
+        reshapes = stride != 1 or filters != x.shape[-1]
+
+        y = x if self.first else self._apply(self.unit.before, "norm1", x)
+        # A unit that changes the shape has no identity to keep clean: its shortcut takes the
+        # pre-activated input, and costs no second norm (1603.05027, appendix).
+        source = y if reshapes else x
+        y = self._gate("pre", y)
+        y = self._branch(y)
+        y = self._gate("standard", y)
+        if self.shortcut != "none":
+            y = self._gate("identity", self._shortcut(source, filters, stride, reshapes)) + y
+        y = self._apply(self.unit.sum, "norm_sum", y)
+        return self._gate("post", y)
+
+    def _branch(self, y: jax.Array) -> jax.Array:
+        zeros = nn.initializers.zeros
+        for i, spec in enumerate(self.branch, 1):
+            ends = i == len(self.branch)
+            zero = self.zero_init_last and ends
+            after = self.unit.last if ends else self.unit.after
+            if i > 1:
+                y = self._apply(self.unit.before, f"norm{i}", y)
+            conv_init = {"kernel_init": zeros} if zero and "norm" not in after else {}
+            y = self.conv(**dataclasses.asdict(spec), **conv_init, name=f"conv{i}")(y)
+            y = self._apply(after, f"norm{i}", y, **({"scale_init": zeros} if zero else {}))
+            if i == 2:
+                y = self._gate("3x3", y)
+        return y
+
+    def _apply(self, layers: tuple[str, ...], name: str, y: jax.Array, **norm_kwargs) -> jax.Array:
+        for layer in layers:
+            y = self.norm(name=name, **norm_kwargs)(y) if layer == "norm" else self.act(y)
+        return y
+
+    def _gate(self, place: str, y: jax.Array) -> jax.Array:
+        if self.gate is None or self.se_integration != place:
+            return y
+        return self.gate(name="se")(y)
+
+    def _shortcut(self, x: jax.Array, filters: int, stride: int, reshapes: bool) -> jax.Array:
+        if self.shortcut == "C" or (self.shortcut == "B" and reshapes):
+            norm = self.norm if self.unit.projection_norm else None
+            kernel_size = self.projection_kernel
+            return Projection(filters, kernel_size, stride, self.conv, norm, name="shortcut")(x)
+        return zero_padded_identity(x, filters, stride) if reshapes else x

@@ -1,0 +1,321 @@
+"""ResNet v1 and v2, plain nets, ResNeXt, SE-ResNet, SE-ResNeXt, SENet-154: ImageNet and CIFAR forms.
+
+All of them are one network, `ResNet`, with arguments; `resnet` and `cifar_resnet` choose the stage
+sizes for a depth. Stages are numbered as in the papers' tables: the stem is stage 1, conv2_x is
+stage 2.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resflax.models import layers, residual
+from resflax.ops import pool
+
+STEMS = ("imagenet", "cifar", "deep")
+BLOCKS = ("basic", "bottleneck")
+
+# The kind of block and the number of blocks a stage, by depth (He 2015, 1512.03385, Table 1; 200:
+# 1603.05027, Table 5). 10, 14 and 26 continue the table downwards, for small images.
+IMAGENET_DEPTHS: dict[int, tuple[str, tuple[int, ...]]] = {
+    10: ("basic", (1, 1, 1, 1)),
+    14: ("bottleneck", (1, 1, 1, 1)),
+    18: ("basic", (2, 2, 2, 2)),
+    26: ("bottleneck", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+    200: ("bottleneck", (3, 24, 36, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """A residual network, from images to logits.
+
+    Variables: 'params' and, for the running means and variances, 'batch_stats'; random numbers:
+    'dropout' where `dropout` is not zero and `train` is true.
+
+    Attributes:
+      stage_sizes: blocks in each stage. The first block of every stage but the first halves the
+        image; filters double from stage to stage.
+      num_classes: units of the classifier.
+      block: 'basic' or 'bottleneck'.
+      num_filters: of the first stage; a bottleneck block gives out four times as many.
+      stem: 'imagenet' (7x7/2, then 3x3/2 max-pool), 'cifar' (3x3, no pool) or 'deep' (three 3x3,
+        then a 3x3/2 max-pool that rounds up; SENet-154).
+      cardinality: groups of the 3x3 convolutions of bottleneck blocks (ResNeXt, 1611.05431).
+      base_width: channels of a group where a block has 64 filters; in proportion elsewhere.
+      stride_in: the convolution of a bottleneck that has the stride: '1x1' or '3x3'.
+      halve_first: half the width out of a bottleneck's first convolution (SENet-154).
+      shortcut: 'A', 'B', 'C' or 'none'; see residual.ResidualBlock.
+      projection_kernel: side of the projections' kernels, from stage 3 on (stage 2: always 1).
+      unit: order of norm, activation and addition; a name in residual.UNITS.
+      se_reduction: of the squeeze-excite gates; 0: no gates.
+      se_squeeze, se_gate, se_bias: see layers.SqueezeExcite.
+      se_stages: the stages that have gates, 2 to 5; None: all.
+      se_integration: where the gate stands in the block; see residual.ResidualBlock.
+      zero_init_last: every residual branch starts as zero.
+      dropout: rate before the classifier.
+      bn_momentum: share of the old running statistics that a training step keeps.
+      bn_epsilon: added to the variance.
+      axis_name: the mapped axis over which batch norm averages its statistics; None: none.
+      dtype: of the computation. Parameters, statistics and logits are float32.
+    """
+
+    stage_sizes: Sequence[int]
+    num_classes: int = 1000
+    block: str = "bottleneck"
+    num_filters: int = 64
+    stem: str = "imagenet"
+    cardinality: int = 1
+    base_width: int = 64
+    stride_in: str = "3x3"
+    halve_first: bool = False
+    shortcut: str = "B"
+    projection_kernel: int = 1
+    unit: str = "original"
+    se_reduction: int = 0
+    se_squeeze: str = "avg"
+    se_gate: str = "sigmoid"
+    se_bias: bool = True
+    se_stages: Sequence[int] | None = None
+    se_integration: str = "standard"
+    zero_init_last: bool = False
+    dropout: float = 0.0
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Computes logits.
+
+        Args:
+          images: float [N, H, W, C], normalised.
+          train: whether batch norm uses and updates the batch's statistics, and dropout drops.
+
+        Returns:
+          float32 [N, num_classes].
+
+        Raises:
+          ValueError: if `images` has not four axes, or is too small for the stem.
+        """
+        self._check_images(images)
+        conv = functools.partial(layers.Conv, dtype=self.dtype)
+        norm = functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        unit = residual.UNITS[self.unit]
+        x = Stem(self.stem, self.num_filters, conv, norm, nn.relu, name="stem")(images)
+        for stage, size in enumerate(self.stage_sizes, start=2):
+            for i in range(1, size + 1):
+                x = residual.ResidualBlock(
+                    self._branch(stage, stride=2 if stage > 2 and i == 1 else 1),
+                    self.shortcut,
+                    unit,
+                    conv,
+                    norm,
+                    nn.relu,
+                    self._gate(stage),
+                    self.se_integration,
+                    self.projection_kernel if stage > 2 else 1,
+                    self.zero_init_last,
+                    first=stage == 2 and i == 1,
+                    name=f"stage{stage}_block{i}",
+                )(x)
+        for layer in unit.before:
+            x = norm(name="norm")(x) if layer == "norm" else nn.relu(x)
+        x = pool.global_avg_pool(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, kernel_init=layers.torch_uniform, name="head")(x)
+
+    def _branch(self, stage: int, stride: int) -> residual.Branch:
+        filters = self.num_filters * 2 ** (stage - 2)
+        if self.block == "basic":
+            return residual.basic(filters, stride)
+        return residual.bottleneck(
+            filters,
+            stride,
+            cardinality=self.cardinality,
+            base_width=self.base_width,
+            stride_in=self.stride_in,
+            halve_first=self.halve_first,
+        )
+
+    def _gate(self, stage: int) -> layers.ModuleDef | None:
+        if not self.se_reduction or (self.se_stages is not None and stage not in self.se_stages):
+            return None
+        return functools.partial(
+            layers.SqueezeExcite,
+            self.se_reduction,
+            self.se_squeeze,
+            self.se_gate,
+            self.se_bias,
+            dtype=self.dtype,
+        )
+
+    def _check_images(self, images: jax.Array) -> None:
+        smallest = 1 if self.stem == "cifar" else 32
+        if images.ndim != 4 or min(images.shape[1:3]) < smallest:
+            raise ValueError(
+                f"images must be [N, H, W, C] with H and W at least {smallest} for the stem "
+                f"{self.stem!r}; their shape is {images.shape}. The stem 'cifar' takes any size."
+            )
+
+
+class Stem(nn.Module):
+    """From images to the first stage: see ResNet.stem."""
+
+    kind: str
+    filters: int
+    conv: layers.ModuleDef
+    norm: layers.ModuleDef
+    act: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kind == "cifar":
+            return self._conv("", x, self.filters, 3)
+        if self.kind == "imagenet":
+            x = self._conv("", x, self.filters, 7, stride=2)
+            return pool.max_pool(x, 3, 2, (1, 1))
+        x = self._conv("1", x, self.filters, 3, stride=2)
+        x = self._conv("2", x, self.filters, 3)
+        x = self._conv("3", x, 2 * self.filters, 3)
+        return pool.max_pool(x, 3, 2, (0, 1))
+
+    def _conv(
+        self, suffix: str, x: jax.Array, filters: int, kernel_size: int, stride: int = 1
+    ) -> jax.Array:
+        x = self.conv(filters, kernel_size, stride, name=f"conv{suffix}")(x)
+        return self.act(self.norm(name=f"norm{suffix}")(x))
+
+
+def resnet(depth: int = 50, **arguments: Any) -> ResNet:
+    """A ResNet of four stages, with the stage sizes and the block of its depth (He 2015, Table 1).
+
+    Args:
+      depth: a key of IMAGENET_DEPTHS.
+      **arguments: of `ResNet`.
+
+    Raises:
+      ValueError: if there is no such depth, or the arguments do not fit together.
+    """
+    if depth not in IMAGENET_DEPTHS:
+        raise ValueError(f"depth {depth} is not one of {_listed(IMAGENET_DEPTHS)}.")
+    block, stage_sizes = IMAGENET_DEPTHS[depth]
+    return _checked(ResNet(stage_sizes, block=block, **arguments))
+
+
+def cifar_resnet(depth: int = 20, block: str = "basic", **arguments: Any) -> ResNet:
+    """A ResNet of three equal stages for 32x32 images (He 2015, Section 4.2).
+
+    Args:
+      depth: 6n + 2 with basic blocks, 9n + 2 with bottlenecks (1603.05027), n blocks a stage.
+      block: 'basic' or 'bottleneck'.
+      **arguments: of `ResNet`.
+
+    Raises:
+      ValueError: if the depth is not of that form, or the arguments do not fit together.
+    """
+    _check_choice("block", block, BLOCKS)
+    step = 6 if block == "basic" else 9
+    size, rest = divmod(depth - 2, step)
+    if rest or size < 1:
+        valid = ", ".join(str(step * n + 2) for n in range(1, 10))
+        raise ValueError(
+            f"depth {depth} is not {step}n + 2, as a network of {block} blocks needs: {valid}, ..."
+        )
+    arguments = {"num_classes": 10, "num_filters": 16, "stem": "cifar"} | arguments
+    return _checked(ResNet((size,) * 3, block=block, **arguments))
+
+
+def _checked(model: ResNet) -> ResNet:
+    """Returns `model`, or raises ValueError where its axes do not fit together."""
+    _check_choice("shortcut", model.shortcut, residual.SHORTCUTS)
+    _check_choice("unit", model.unit, residual.UNITS)
+    _check_choice("stem", model.stem, STEMS)
+    _check_choice("stride_in", model.stride_in, ("1x1", "3x3"))
+    _check_choice("se_squeeze", model.se_squeeze, layers.SQUEEZES)
+    _check_choice("se_gate", model.se_gate, layers.GATES)
+    _check_choice("se_integration", model.se_integration, residual.SE_INTEGRATIONS)
+    for name in ("num_classes", "num_filters", "cardinality", "base_width", "projection_kernel"):
+        if getattr(model, name) < 1:
+            raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
+    if not 0.0 <= model.dropout < 1.0:
+        raise ValueError(f"dropout {model.dropout} must be at least 0 and less than 1.")
+    _check_stages(model)
+    if model.block == "basic":
+        _check_basic(model)
+    else:
+        _check_cardinality(model)
+    _check_gates(model)
+    return model
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:
+    if value not in tuple(choices):
+        raise ValueError(f"{name} {value!r} is not one of {_listed(choices)}.")
+
+
+def _listed(choices) -> str:
+    return ", ".join(repr(choice) for choice in choices)
+
+
+def _check_stages(model: ResNet) -> None:
+    stages = range(2, 2 + len(model.stage_sizes))
+    wrong = [stage for stage in model.se_stages or () if stage not in stages]
+    if wrong:
+        raise ValueError(
+            f"se_stages {tuple(model.se_stages)}: the stages are {_listed(stages)} (the stem is 1)."
+        )
+
+
+def _check_basic(model: ResNet) -> None:
+    if model.cardinality > 1 or model.base_width != 64:
+        raise ValueError(
+            f"cardinality {model.cardinality} and base_width {model.base_width} need bottleneck "
+            f"blocks; a network of {sum(model.stage_sizes)} basic blocks has none. Depths with "
+            "bottlenecks: "
+            + _listed(d for d, (block, _) in IMAGENET_DEPTHS.items() if block == "bottleneck")
+            + "; of three stages: block 'bottleneck' and 9n + 2."
+        )
+    if model.se_integration == "3x3":
+        raise ValueError("se_integration '3x3' needs bottleneck blocks; these are basic ones.")
+
+
+def _check_cardinality(model: ResNet) -> None:
+    # Wider blocks are multiples of the first stage's, so it decides. An uneven split of the
+    # block's channels over the paths is nowhere published and nowhere fast.
+    width = 4 * model.num_filters
+    if width % model.cardinality:
+        divisors = [d for d in range(1, width + 1) if width % d == 0]
+        raise ValueError(
+            f"cardinality {model.cardinality} does not divide the {width} channels of the first "
+            f"stage's blocks (4 x num_filters); these do: {_listed(divisors)}."
+        )
+    model._branch(2, 1)
+
+
+def _check_gates(model: ResNet) -> None:
+    if model.se_reduction < 0:
+        raise ValueError(f"se_reduction {model.se_reduction} must be 0 (no gates) or more.")
+    narrowest = model._branch(2, 1)[1 if model.se_integration == "3x3" else -1].filters
+    if model.se_integration == "pre":
+        narrowest = model.num_filters
+    if model.se_reduction > narrowest:
+        raise ValueError(
+            f"se_reduction {model.se_reduction} leaves no unit of {narrowest} channels; "
+            f"at most {narrowest}."
+        )

@@ -1,0 +1,57 @@
+"""Learning-rate schedules and optimizers, from the config's units to steps."""
+
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+
+def learning_rate(
+    config: ml_collections.ConfigDict, *, batch_size: int, epochs: float, steps_per_epoch: int
+) -> optax.Schedule:
+    """The learning rate by step.
+
+    Args:
+      config: `config.optim`. The peak is `lr` per 256 images (Goyal 2017, arXiv 1706.02677),
+        reached linearly from zero in `warmup_epochs`.
+      batch_size: images a step, over all devices.
+      epochs: the length of the run.
+      steps_per_epoch: steps in an epoch.
+    """
+    peak = config.lr * batch_size / 256
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = round(epochs * steps_per_epoch)
+    if config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, max(1, total - warmup))
+    else:
+        drops = {round(e * steps_per_epoch) - warmup: config.step_factor for e in config.step_epochs}
+        decay = optax.piecewise_constant_schedule(peak, drops)
+    if not warmup:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+
+
+def optimizer(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """SGD with momentum and coupled L2, as the papers of these networks train them.
+
+    The decay is added to the (clipped) gradient before the momentum; decoupled decay, after it,
+    would be another regulariser.
+
+    Args:
+      config: `config.optim`.
+      schedule: of the learning rate.
+    """
+    mask = None if config.decay_norm_and_bias else _kernels
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.add_decayed_weights(config.weight_decay, mask),
+        optax.sgd(schedule, config.momentum or None, config.nesterov),
+    )
+
+
+def _kernels(params: Any) -> Any:
+    """Marks what is a kernel: norm scales and biases have one axis."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -1,0 +1,116 @@
+"""Data parallelism: a step over all devices, by jit, shard_map or pmap.
+
+The three differ in batch norm: under plain jit the program sees the whole batch, so that its
+statistics are global; under shard_map and pmap each device sees its part, and statistics are
+global only where the network names the axis.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+PyTree = Any
+
+AXIS = "data"
+MODES = ("shard_map", "jit", "pmap")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataParallel:
+    """How steps, states and batches are laid over devices.
+
+    Attributes:
+      mode: 'shard_map', 'jit' (automatic sharding) or 'pmap'.
+      mesh: one axis, 'data'.
+    """
+
+    mode: str
+    mesh: Mesh
+
+    @classmethod
+    def over(cls, mode: str, devices: list[jax.Device] | None = None) -> "DataParallel":
+        """All devices of all processes, or those given."""
+        devices = jax.devices() if devices is None else devices
+        mesh = jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
+        return cls(mode, mesh)
+
+    @property
+    def num_devices(self) -> int:
+        return self.mesh.size
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis that a step averages over; None under plain jit."""
+        return None if self.mode == "jit" else AXIS
+
+    def create(self, init: Callable[[], PyTree]) -> PyTree:
+        """Runs `init` on the devices: its result is on each of them.
+
+        Under pmap each leaf has a leading axis of devices, here and wherever a state is meant.
+        """
+        if self.mode == "pmap":
+            devices = list(self.mesh.devices.flat)
+            return jax.pmap(lambda _: init(), devices=devices)(np.arange(self.num_devices))
+        return jax.jit(init, out_shardings=self.replicated)()
+
+    def step(self, fn: Callable[..., PyTree], *, donate_state: bool) -> Callable[..., PyTree]:
+        """Compiles `fn(state, batch)`, pure, over the devices.
+
+        Args:
+          fn: gives metrics, or a state and metrics; already averaged over `axis_name`.
+          donate_state: whether the state's memory is taken for the result.
+        """
+        donate = (0,) if donate_state else ()
+        if self.mode == "pmap":
+            devices = list(self.mesh.devices.flat)
+            return jax.pmap(fn, AXIS, devices=devices, donate_argnums=donate)
+        split = NamedSharding(self.mesh, P(AXIS))
+        if self.mode == "shard_map":
+            # check_vma off: the step averages gradients itself, as it must under pmap.
+            fn = jax.shard_map(
+                fn, mesh=self.mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False
+            )
+        return jax.jit(
+            fn,
+            in_shardings=(self.replicated, split),
+            out_shardings=self.replicated,
+            donate_argnums=donate,
+        )
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Lays this process's share of a batch, [N, ...] arrays, over its devices."""
+        if self.mode == "pmap":
+            local = self.num_devices // jax.process_count()
+            batch = {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
+        put = functools.partial(
+            jax.make_array_from_process_local_data, NamedSharding(self.mesh, P(AXIS))
+        )
+        return jax.tree.map(put, batch)
+
+    def single(self, state: PyTree) -> PyTree:
+        """A state as one replicated copy, without pmap's axis: what a checkpoint holds."""
+        return jax.tree.map(lambda x: x[0], state) if self.mode == "pmap" else state
+
+    def spread(self, state: PyTree) -> PyTree:
+        """The inverse of `single`."""
+        if self.mode != "pmap":
+            return state
+        devices = list(self.mesh.devices.flat)
+        copy = jax.pmap(lambda _, x: x, in_axes=(0, None), devices=devices)
+        return copy(np.arange(self.num_devices), state)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of an array that every device holds whole."""
+        return NamedSharding(self.mesh, P())
+
+    def fetch(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        """Waits for a step's metrics and brings them to the host."""
+        first = (lambda x: x[0]) if self.mode == "pmap" else (lambda x: x)
+        return {k: float(first(v)) for k, v in jax.device_get(metrics).items()}

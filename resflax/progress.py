@@ -1,0 +1,108 @@
+"""Between the loop and its observers: reads each step's metrics, averages, checks and reports."""
+
+import math
+import time
+from collections.abc import Callable
+
+from resflax.console import Console
+from resflax.writers import MetricWriter
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of a step is not a number or infinite."""
+
+
+class Progress:
+    """Follows a run step by step.
+
+    Attributes:
+      seconds: spent in steps, evaluation and saving left out.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        writer: MetricWriter | None,
+        *,
+        total_steps: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        every_steps: int,
+        learning_rate: Callable[[int], float],
+    ):
+        """Starts the clock.
+
+        Args:
+          console: shows every step.
+          writer: takes the means of every `every_steps` steps; None: nobody does.
+          total_steps: steps of the run.
+          steps_per_epoch: steps in an epoch.
+          batch_size: images a step.
+          every_steps: steps between two lines of metrics.
+          learning_rate: of the update that follows so many steps.
+        """
+        self._console = console
+        self._writer = writer
+        self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._batch_size = batch_size
+        self._every_steps = every_steps
+        self._learning_rate = learning_rate
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._seconds_per_step = 0.0
+        self._first = True
+        self.seconds = 0.0
+        self._clock = time.monotonic()
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after so many steps."""
+        return step / self._steps_per_epoch
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Takes the metrics of the update that made the run `step` steps long.
+
+        Raises:
+          NonFiniteLossError: if its loss is not finite.
+        """
+        if not math.isfinite(metrics["loss"]):
+            raise NonFiniteLossError(
+                f"the loss of step {step} (epoch {self.epoch(step):.2f}) is {metrics['loss']}."
+            )
+        self._tick()
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        means = {f"train/{name}": total / self._count for name, total in self._sums.items()}
+        means["train/lr"] = float(self._learning_rate(step - 1))
+        if self._seconds_per_step:
+            means["train/seconds_per_step"] = self._seconds_per_step
+            means["train/images_per_second"] = self._batch_size / self._seconds_per_step
+        self._console.progress(step, self._total_steps, self.epoch(step), means)
+        if step % self._every_steps == 0 or step == self._total_steps:
+            if self._writer is not None:
+                self._writer.write(step, self.epoch(step), means)
+            self._sums, self._count = {}, 0
+
+    def evaluation(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
+        """Reports an evaluation, and leaves the time it took out of the throughput."""
+        if self._writer is not None:
+            self._writer.write(
+                step, self.epoch(step), {f"eval/{name}": value for name, value in metrics.items()}
+            )
+        self._console.print(
+            f"epoch {self.epoch(step):6.2f}  step {step:>6}  eval loss {metrics['loss']:.4f}  "
+            f"top-1 {metrics['top1']:.2%}  top-5 {metrics['top5']:.2%}{'  best' if is_best else ''}"
+        )
+        self._clock = time.monotonic()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        elapsed, self._clock = now - self._clock, now
+        self.seconds += elapsed
+        if self._first:  # it compiles
+            self._first = False
+        elif not self._seconds_per_step:
+            self._seconds_per_step = elapsed
+        else:
+            self._seconds_per_step += 0.1 * (elapsed - self._seconds_per_step)

@@ -1,0 +1,105 @@
+"""One step of training and one of evaluation: pure functions of a state and a batch.
+
+A batch is {'image': uint8 [N, H, W, C], 'label': int32 [N], 'mask': float32 [N]}. The same step
+serves one device and, with an `axis_name`, each of many that hold a part of the batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from resflax import metrics
+from resflax.train_state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    axis_name: str | None,
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Updates the parameters and the running statistics once.
+
+    Args:
+      state: before the step.
+      batch: this device's examples, all of them real: the mask is not looked at.
+      axis_name: the mapped axis over which gradients are averaged; None under plain jit, where
+        the batch is the whole one.
+      augment: from keys [N] and uint8 images to normalised float images.
+      label_smoothing: see metrics.cross_entropy.
+      ema_decay: share of the old average that a step keeps, where `state.ema` is kept.
+
+    Returns:
+      The state after the step, and 'loss' (nats), 'top1' (a fraction), 'grad_norm', means over
+      the whole batch.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    augment_key, dropout_key = jax.random.split(key)
+    images = augment(_example_keys(augment_key, batch["image"].shape[0], axis_name), batch["image"])
+    if axis_name is not None:
+        dropout_key = jax.random.fold_in(dropout_key, lax.axis_index(axis_name))
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        logits, mutated = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        loss = jnp.mean(metrics.cross_entropy(logits, batch["label"], label_smoothing))
+        return loss, (logits, mutated.get("batch_stats", {}))
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    top1 = jnp.mean(metrics.in_top_k(logits, batch["label"], 1))
+    if axis_name is not None:
+        # Running statistics too: a checkpoint, and the evaluation, have one set for all devices.
+        grads, batch_stats, loss, top1 = lax.pmean((grads, batch_stats, loss, top1), axis_name)
+
+    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        # The average of few steps is short, so that it forgets the initial values (as in TF).
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        new = {"params": params, "batch_stats": batch_stats}
+        ema = optax.incremental_update(new, ema, 1.0 - decay)
+    state = state.replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+    )
+    return state, {"loss": loss, "top1": top1, "grad_norm": optax.global_norm(grads)}
+
+
+def eval_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    axis_name: str | None,
+    normalize: Callable[[jax.Array], jax.Array],
+) -> dict[str, jax.Array]:
+    """The summed metrics of a batch (see metrics.summed) over all devices.
+
+    Args:
+      state: its `eval_variables` are evaluated.
+      batch: this device's examples; those whose mask is 0 count for nothing.
+      axis_name: the mapped axis to sum over, or None.
+      normalize: from uint8 to normalised float images.
+    """
+    logits = state.apply_fn(state.eval_variables, normalize(batch["image"]), train=False)
+    sums = metrics.summed(logits, batch["label"], batch["mask"])
+    return sums if axis_name is None else lax.psum(sums, axis_name)
+
+
+def _example_keys(key: jax.Array, n: int, axis_name: str | None) -> jax.Array:
+    """A key for each example, by its place in the whole batch: the same on any number of devices."""
+    start = 0 if axis_name is None else lax.axis_index(axis_name) * n
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, start + jnp.arange(n))

@@ -1,0 +1,221 @@
+"""Training, from a config to a trained network: the page to read first."""
+
+import contextlib
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from resflax import checkpoint, optimizers, steps
+from resflax import config as config_lib
+from resflax import workdir as workdir_lib
+from resflax.console import Console
+from resflax.data import augmentation, pipeline, sources
+from resflax.evaluate import evaluate
+from resflax.models import count
+from resflax.parallel import DataParallel
+from resflax.progress import Progress
+from resflax.train_state import TrainState, create_train_state
+from resflax.writers import MetricWriter
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+    """Trains the network that `config` describes, or goes on where `workdir` stopped.
+
+    Args:
+      config: see resflax.config; validated here, before anything is written.
+      workdir: the run's directory, absolute; the same one resumes.
+
+    Returns:
+      'eval/loss' (nats), 'eval/top1' and 'eval/top5' (fractions) after the last step, 'best/top1'
+      and 'best/step', and 'seconds' spent here.
+
+    Raises:
+      ValueError: if the config, the data or the directory cannot be; nothing was overwritten.
+      NonFiniteLossError: if the loss is not finite; the last good checkpoint is kept.
+    """
+    start = time.monotonic()
+    config_lib.validate(config)
+    parallel = DataParallel.over(config.parallel.mode)
+    config_lib.validate_devices(config, parallel.num_devices)
+
+    dataset = sources.load(config.data)
+    batches = pipeline.TrainBatches(
+        dataset.train, batch_size=config.train.batch_size, seed=config.seed, put=parallel.put
+    )
+    total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
+    is_main = jax.process_index() == 0
+    if is_main:
+        workdir_lib.open_run(workdir, config)
+        workdir_lib.write_description(workdir, dataset.description)
+    console = Console(active=is_main)
+
+    schedule = optimizers.learning_rate(
+        config.optim,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        steps_per_epoch=batches.steps_per_epoch,
+    )
+    state = _create_state(config, dataset, schedule, parallel)
+    _introduce(console, config, dataset, parallel, workdir)
+
+    with contextlib.ExitStack() as stack:
+        # Order of restore: the run's own latest state, then a fresh one.
+        checkpointer = checkpoint.Checkpointer(workdir, config.checkpoint.keep)
+        stack.callback(checkpointer.close)
+        first_step = 0
+        restored = checkpointer.restore_latest(parallel.single(state), parallel.replicated)
+        if restored is not None:
+            single, position = restored
+            first_step = int(single.step)
+            state = parallel.spread(single)
+            batches.seek(position)
+            console.print(f"resumed after step {first_step} of {total_steps}")
+
+        train_step, eval_step = _compile(config, dataset, parallel)
+        evaluate_state = functools.partial(
+            evaluate,
+            eval_step,
+            source=dataset.test,
+            batch_size=config.eval.batch_size,
+            parallel=parallel,
+        )
+        writer = stack.enter_context(MetricWriter(workdir, first_step)) if is_main else None
+        progress = Progress(
+            console,
+            writer,
+            total_steps=total_steps,
+            steps_per_epoch=batches.steps_per_epoch,
+            batch_size=config.train.batch_size,
+            every_steps=config.log.every_steps,
+            learning_rate=schedule,
+        )
+        stack.enter_context(console.bar(first_step, total_steps))
+
+        results = None
+        best = checkpointer.best
+        metrics = None
+        for step in range(first_step + 1, total_steps + 1):
+            last_metrics = metrics
+            state, metrics = train_step(state, next(batches))
+            # The host reads the last step's metrics while the devices work on this one.
+            if last_metrics is not None:
+                progress.step(step - 1, parallel.fetch(last_metrics))
+            saves = _due(step, config.checkpoint.every_epochs, batches, total_steps)
+            if not saves and not _due(step, config.eval.every_epochs, batches, total_steps):
+                continue
+            # Before a state is saved, its own loss must have been seen to be finite.
+            progress.step(step, parallel.fetch(metrics))
+            metrics = None
+            results = evaluate_state(state)
+            is_best = best is None or results["top1"] > best[1]
+            if is_best:
+                best = step, results["top1"]
+            progress.evaluation(step, results, is_best)
+            if saves or is_best:
+                checkpointer.save(parallel.single(state), batches.position, results)
+
+        if results is None or best is None:  # there was no step left to do
+            results = evaluate_state(state)
+            best = best or (total_steps, results["top1"])
+
+    seconds = time.monotonic() - start
+    _conclude(console, workdir, results, best, progress.epoch, seconds)
+    return {f"eval/{name}": value for name, value in results.items()} | {
+        "best/step": best[0],
+        "best/top1": best[1],
+        "seconds": seconds,
+    }
+
+
+def _due(step: int, every_epochs: int, batches: pipeline.TrainBatches, total_steps: int) -> bool:
+    return step % (every_epochs * batches.steps_per_epoch) == 0 or step == total_steps
+
+
+def _create_state(
+    config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    schedule: optax.Schedule,
+    parallel: DataParallel,
+) -> TrainState:
+    model = config_lib.build_model(config, dataset.description.num_classes, parallel.axis_name)
+    init = functools.partial(
+        create_train_state,
+        model,
+        optimizers.optimizer(config.optim, schedule),
+        dataset.description.image_shape,
+        seed=config.seed,
+        ema=config.train.ema_decay > 0,
+    )
+    return parallel.create(init)
+
+
+def _compile(
+    config: ml_collections.ConfigDict, dataset: sources.Dataset, parallel: DataParallel
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The training and the evaluation step over the devices; compiled when first called."""
+    normalize = augmentation.normalizer(dataset.description.mean, dataset.description.std)
+    train_step = functools.partial(
+        steps.train_step,
+        axis_name=parallel.axis_name,
+        augment=augmentation.augmenter(normalize, **config.augment),
+        label_smoothing=config.train.label_smoothing,
+        ema_decay=config.train.ema_decay,
+    )
+    eval_step = functools.partial(
+        steps.eval_step, axis_name=parallel.axis_name, normalize=normalize
+    )
+    return (
+        parallel.step(train_step, donate_state=True),
+        parallel.step(eval_step, donate_state=False),
+    )
+
+
+def _introduce(
+    console: Console,
+    config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    parallel: DataParallel,
+    workdir: pathlib.Path,
+) -> None:
+    description = dataset.description
+    model = config_lib.build_model(config, description.num_classes)
+    console.network(config.model.name, count(model, description.image_shape))
+    console.print(
+        f"{description.name}: {len(dataset.train):,} training and {len(dataset.test):,} test "
+        f"images, {' x '.join(map(str, description.image_shape))}, {description.num_classes} classes"
+    )
+    console.print(
+        f"{config.train.epochs:g} epochs, batches of {config.train.batch_size}, "
+        f"{parallel.num_devices} x {jax.devices()[0].device_kind} ({parallel.mode})"
+    )
+    console.print(f"workdir: {workdir}\n")
+
+
+def _conclude(
+    console: Console,
+    workdir: pathlib.Path,
+    results: dict[str, float],
+    best: tuple[int, float],
+    epoch: Callable[[int], float],
+    seconds: float,
+) -> None:
+    console.print(
+        f"\ntop-1 {results['top1']:.2%} after the last step; best {best[1]:.2%} "
+        f"(step {best[0]}, epoch {epoch(best[0]):.0f}); {seconds:.0f} s in all",
+        style="bold",
+    )
+    console.print(
+        f"{workdir}/\n"
+        f"  {workdir_lib.CONFIG}, {workdir_lib.METRICS}, {workdir_lib.CURVES}, "
+        f"{workdir_lib.CHECKPOINTS}/, {workdir_lib.EVENTS}/ (tensorboard --logdir)\n"
+        f"restore it:\n"
+        f"  import resflax\n"
+        f'  run = resflax.restore("{workdir}")  # best=True: the best step\n'
+        f"  logits = run.model.apply(run.variables, run.preprocess(images), train=False)"
+    )

@@ -1,0 +1,76 @@
+"""Everything that changes while a network trains."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The state between two training steps; a checkpoint holds exactly its leaves.
+
+    Attributes:
+      step: updates made so far, int32 [].
+      params: trainable parameters, float32.
+      batch_stats: running statistics of batch norm, float32.
+      opt_state: of the optimizer.
+      ema: exponential moving averages of 'params' and 'batch_stats', or None.
+      key: random key of the run; the step's number is folded in, so that it never changes.
+      apply_fn: the network's `apply`.
+      tx: the optimizer.
+    """
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: optax.OptState
+    ema: PyTree | None
+    key: jax.Array
+    apply_fn: Callable[..., Any] = flax.struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+
+    @property
+    def eval_variables(self) -> PyTree:
+        """The variables to evaluate with: the averages where they are kept."""
+        if self.ema is not None:
+            return self.ema
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_train_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: Sequence[int],
+    *,
+    seed: int,
+    ema: bool,
+) -> TrainState:
+    """A network's state before its first step.
+
+    Args:
+      model: a network of `create_model`.
+      tx: its optimizer.
+      image_shape: (H, W, C).
+      seed: of the parameters and of every random number in training.
+      ema: whether to keep moving averages.
+    """
+    init_key, key = jax.random.split(jax.random.key(seed))
+    variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
+    variables = {"batch_stats": {}} | variables
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(variables["params"]),
+        # A copy: buffers that are donated to the step must not appear in the state twice.
+        ema=jax.tree.map(jnp.copy, variables) if ema else None,
+        key=key,
+        apply_fn=model.apply,
+        tx=tx,
+    )

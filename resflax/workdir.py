@@ -1,0 +1,103 @@
+"""A run's directory: whose it is, and its config and data set's description as JSON."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import ml_collections
+
+from resflax import config as config_lib
+from resflax.data.sources import Description
+
+CONFIG = "config.json"
+DATASET = "dataset.json"
+METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+CHECKPOINTS = "checkpoints"
+EVENTS = "tensorboard"
+
+
+class WorkdirError(ValueError):
+    """The directory cannot be this run's; the message says why."""
+
+
+def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the directory this config's run, new or to be resumed; overwrites nothing.
+
+    Args:
+      workdir: absolute.
+      config: of the run, resolved.
+
+    Raises:
+      WorkdirError: if it is a file, cannot be written, holds another config's run, or files of a
+        run without its config.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise WorkdirError(f"workdir {workdir} is a file; name a directory, new or of this run.")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(f"workdir {workdir} cannot be made: {error.strerror}.") from None
+    if (workdir / CONFIG).exists():
+        changes = config_lib.difference(read_config(workdir), config)
+        if changes:
+            raise WorkdirError(
+                f"workdir {workdir} holds a run with another config ({'; '.join(changes)}); "
+                "take another --workdir, or the config that it was started with."
+            )
+        return
+    strangers = [n for n in (METRICS, CHECKPOINTS, DATASET) if (workdir / n).exists()]
+    if strangers:
+        raise WorkdirError(
+            f"workdir {workdir} has {', '.join(strangers)} but no {CONFIG}: it is not known whose "
+            "run that is; take another --workdir."
+        )
+    write_atomically(workdir / CONFIG, config_lib.to_json(config))
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all.
+
+    Raises:
+      WorkdirError: if the directory cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise WorkdirError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The run's config.
+
+    Raises:
+      WorkdirError: if there is no run, or its config cannot be read.
+    """
+    try:
+        return config_lib.from_json((workdir / CONFIG).read_text())
+    except OSError as error:
+        raise WorkdirError(f"{workdir} holds no run: {CONFIG}: {error.strerror}.") from None
+    except config_lib.ConfigError as error:
+        raise WorkdirError(f"{workdir / CONFIG}: {error}") from None
+
+
+def write_description(workdir: pathlib.Path, description: Description) -> None:
+    """Notes what the run's network was made for."""
+    text = json.dumps(dataclasses.asdict(description), indent=2) + "\n"
+    write_atomically(workdir / DATASET, text)
+
+
+def read_description(workdir: pathlib.Path) -> Description:
+    """The data set of the run.
+
+    Raises:
+      WorkdirError: if it cannot be read.
+    """
+    try:
+        fields = json.loads((workdir / DATASET).read_text())
+        return Description(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (OSError, ValueError, TypeError) as error:
+        raise WorkdirError(f"{workdir / DATASET} cannot be read: {error}.") from None

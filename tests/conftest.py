@@ -1,0 +1,12 @@
+"""Eight host devices, made before jax is imported, so that every test can share them."""
+
+import os
+
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
+
+import jax
+
+# A silent broadcast over ranks is a bug more often than a wish.
+jax.config.update("jax_numpy_rank_promotion", "raise")
