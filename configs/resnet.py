@@ -1,6 +1,42 @@
-from resflax.config import base, ConfigError
-def get_config(dataset="digits"):
-    if dataset!='digits': raise ConfigError("no dataset")
-    c=base()
-    c.train.epochs=2.
-    return c
+"""ResNet for small images (He 2015, arXiv 1512.03385, Section 4.2), at 16 pixels.
+
+python -m resflax.main --config configs/resnet.py[:digits|shapes] [--config.model.shortcut=A]
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from resflax.config import ConfigError, base
+
+
+def get_config(dataset: str = "digits") -> ml_collections.ConfigDict:
+    """ResNet-20 with option B; A and 'none' (the plain net) are one override away."""
+    config = base()
+    config.model.name = "cifar_resnet20"
+    config.model.shortcut = "B"
+    config.model.depth = 20
+    config.data.source = dataset
+    config.optim.warmup_epochs = 1.0
+    if dataset == "digits":
+        config.data.image_size = 16
+        config.augment.crop_padding = 2
+        config.train.batch_size = 64
+        config.train.epochs = 20.0
+        config.optim.lr = 0.2
+    elif dataset == "shapes":
+        config.data.image_size = 32
+        config.train.batch_size = 32
+        config.train.epochs = 10.0
+        config.optim.lr = 0.4
+    else:
+        raise ConfigError(f"resnet.py has no settings for {dataset!r}: digits, shapes.")
+    return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Depth x shortcut: the degradation of plain nets, and what the identity does about it."""
+    for depth, shortcut in itertools.product((20, 32, 44, 56), ("A", "B", "none")):
+        yield {"model.depth": depth, "model.shortcut": shortcut}

@@ -1,10 +1,10 @@
-"""SE-ResNeXt (arXiv 1709.01507, 1611.05431), small enough for a laptop.
+"""SE-ResNeXt (arXiv 1611.05431 with the gates of 1709.01507), small enough for a laptop.
 
-    python -m resflax.main --config configs/se_resnext.py[:digits|shapes]
+python -m resflax.main --config configs/se_resnext.py[:digits|shapes]
 """
 
-from collections.abc import Iterator
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -13,6 +13,7 @@ from resflax.config import ConfigError, base
 
 
 def get_config(dataset: str = "digits") -> ml_collections.ConfigDict:
+    """SE-ResNeXt-26 (8 x 16d at 64 filters, 16 filters here) for images of 16 or 32 pixels."""
     config = base()
     config.model.name = "se_resnext50_32x4d"
     config.model.depth = 26
@@ -22,10 +23,35 @@ def get_config(dataset: str = "digits") -> ml_collections.ConfigDict:
     config.model.base_width = 16
     config.model.se_reduction = 4
     config.data.source = dataset
-    config.augment.crop_padding = 2
-    config.train.batch_size = 64
     config.train.label_smoothing = 0.1
-    config.optim.lr = 0.2
     config.optim.warmup_epochs = 2.0
     config.optim.weight_decay = 5e-4
+    if dataset == "digits":
+        config.data.image_size = 16
+        config.augment.crop_padding = 2
+        config.train.batch_size = 64
+        config.train.epochs = 20.0
+        config.optim.lr = 0.2
+    elif dataset == "shapes":
+        config.data.image_size = 32
+        config.model.depth = 14
+        config.train.batch_size = 32
+        config.train.epochs = 10.0
+        config.optim.lr = 0.4
+    else:
+        raise ConfigError(f"se_resnext.py has no settings for {dataset!r}: digits, shapes.")
     return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Depth x cardinality at equal width x reduction of the gates (0: none) x shortcut."""
+    for depth, (cardinality, base_width), se_reduction, shortcut in itertools.product(
+        (14, 26), ((1, 128), (4, 32), (8, 16)), (0, 4), ("A", "B")
+    ):
+        yield {
+            "model.depth": depth,
+            "model.cardinality": cardinality,
+            "model.base_width": base_width,
+            "model.se_reduction": se_reduction,
+            "model.shortcut": shortcut,
+        }

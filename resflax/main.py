@@ -11,7 +11,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,6 +26,9 @@ def main(argv: list[str]) -> None:
     """Runs the experiment of the flags."""
     if len(argv) > 1:
         _fail(f"unexpected argument {argv[1]!r}; there are --config FILE.py and --workdir DIR.")
+    # Orbax tells the course of every save; a user wants the network's.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     # Imported now: what is wrong with the flags has been said before the libraries load.
     from resflax.progress import NonFiniteLossError
     from resflax.train import train_and_evaluate

@@ -64,6 +64,7 @@ def _mask(name: str, angle: float) -> np.ndarray:
 def test_shape_fits_the_unit_disc(name: str) -> None:
     y, x = np.mgrid[-1.2:1.2:101j, -1.2:1.2:101j]
     reach = np.hypot(x, y)[_mask(name, 0.0)].max()
+    # Beyond 1 the image border would cut it; far below, it would be drawn too small.
     assert 0.85 < reach <= 1.0
 
 
@@ -127,6 +128,7 @@ def test_difficulty_shrinks_the_shape() -> None:
     assert np.all(np.diff(areas) < 0), areas
 
 
+# NaN compares false with everything, so a careless check lets it through.
 @pytest.mark.parametrize("difficulty", [-0.01, 1.01, float("nan")])
 def test_bad_difficulty(difficulty: float) -> None:
     with pytest.raises(ValueError, match=r"^difficulty must be in \[0, 1\], got "):
@@ -138,6 +140,7 @@ def test_bad_size() -> None:
         shapes.render(range(1), seed=0, size=15)
 
 
+# A negative index has a valid label, so only the generator's key can refuse it.
 @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1)])
 def test_negative_seed_or_index(seed: int, index: int) -> None:
     with pytest.raises(ValueError, match="non-negative"):
