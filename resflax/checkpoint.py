@@ -128,7 +128,9 @@ class Run:
         return augmentation.normalizer(self.dataset.mean, self.dataset.std)
 
 
-def restore_model(workdir: str | pathlib.Path, step: int | None = None, *, best: bool = False) -> Run:
+def restore_model(
+    workdir: str | pathlib.Path, step: int | None = None, *, best: bool = False
+) -> Run:
     """Restores the network of a run, on the first device whatever it was trained on.
 
     Args:
@@ -178,6 +180,4 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -249,7 +249,9 @@ def _get(config: ml_collections.ConfigDict, field: str) -> Any:
 def _choice(config: ml_collections.ConfigDict, field: str, choices: Iterable[str]) -> None:
     value = _get(config, field)
     if value not in choices:
-        raise ConfigError(f"config.{field} {value!r} is not one of {', '.join(map(repr, choices))}.")
+        raise ConfigError(
+            f"config.{field} {value!r} is not one of {', '.join(map(repr, choices))}."
+        )
 
 
 def _at_least(config: ml_collections.ConfigDict, field: str, least: float) -> None:

@@ -78,11 +78,14 @@ class Console:
         text = f"{m['train/images_per_second']:,.0f} images/s  "
         text += f"loss {m['train/loss']:.4f}  lr {m['train/lr']:.4g}"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, epoch=f"{epoch:.1f}", metrics=text)
+            self._bar.update(
+                self._bar.task_ids[0], completed=step, epoch=f"{epoch:.1f}", metrics=text
+            )
         elif time.monotonic() - self._last_line > self.PLAIN_INTERVAL:
             self._last_line = time.monotonic()
             left = (total_steps - step) * m["train/seconds_per_step"]
             self.print(f"epoch {epoch:6.2f}  step {step}/{total_steps}  {text}  {left:.0f} s left")
+
 
 def stages(cost: Count) -> dict[str, Count]:
     """The parts of a network with the blocks of a stage added up: 'stage3 (4 blocks)'."""

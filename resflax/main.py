@@ -50,7 +50,7 @@ def _default_workdir() -> str:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with one line in place of a traceback for what a user can get wrong."""
+    """Absl's parser, with one line in place of a traceback for what a user can get wrong."""
     try:
         rest = flags.FLAGS(argv)
         config_file = _config_file(argv)
@@ -83,7 +83,9 @@ def _explain(error: Exception, config_file: pathlib.Path) -> str:
         cause = cause.__context__
     if isinstance(error, AttributeError | KeyError) and isinstance(cause, KeyError):
         close = re.search(r'Did you mean "(\w+)"', text)
-        return f"the config has no field {cause}" + (f"; did you mean {close[1]}?" if close else ".")
+        return f"the config has no field {cause}" + (
+            f"; did you mean {close[1]}?" if close else "."
+        )
     if isinstance(cause, ValueError):
         return str(cause)
     lines = [

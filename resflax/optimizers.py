@@ -25,7 +25,9 @@ def learning_rate(
     if config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, max(1, total - warmup))
     else:
-        drops = {round(e * steps_per_epoch) - warmup: config.step_factor for e in config.step_epochs}
+        drops = {
+            round(e * steps_per_epoch) - warmup: config.step_factor for e in config.step_epochs
+        }
         decay = optax.piecewise_constant_schedule(peak, drops)
     if not warmup:
         return decay

@@ -42,6 +42,7 @@ class DataParallel:
 
     @property
     def num_devices(self) -> int:
+        """Over all processes."""
         return self.mesh.size
 
     @property

@@ -100,6 +100,6 @@ def eval_step(
 
 
 def _example_keys(key: jax.Array, n: int, axis_name: str | None) -> jax.Array:
-    """A key for each example, by its place in the whole batch: the same on any number of devices."""
+    """A key for each example by its place in the whole batch, whatever the number of devices."""
     start = 0 if axis_name is None else lax.axis_index(axis_name) * n
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, start + jnp.arange(n))

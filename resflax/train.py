@@ -24,7 +24,9 @@ from resflax.train_state import TrainState, create_train_state
 from resflax.writers import MetricWriter
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, float]:
     """Trains the network that `config` describes, or goes on where `workdir` stopped.
 
     Args:
@@ -124,13 +126,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path)
             results = evaluate_state(state)
             best = best or (total_steps, results["top1"])
 
-    seconds = time.monotonic() - start
-    _conclude(console, workdir, results, best, progress.epoch, seconds)
-    return {f"eval/{name}": value for name, value in results.items()} | {
+    result = {f"eval/{name}": value for name, value in results.items()} | {
         "best/step": best[0],
         "best/top1": best[1],
-        "seconds": seconds,
+        "seconds": time.monotonic() - start,
     }
+    if is_main:
+        workdir_lib.write_result(workdir, result)
+    _conclude(console, workdir, result, best[0] / batches.steps_per_epoch)
+    return result
 
 
 def _due(step: int, every_epochs: int, batches: pipeline.TrainBatches, total_steps: int) -> bool:
@@ -188,7 +192,7 @@ def _introduce(
     console.network(config.model.name, count(model, description.image_shape))
     console.print(
         f"{description.name}: {len(dataset.train):,} training and {len(dataset.test):,} test "
-        f"images, {' x '.join(map(str, description.image_shape))}, {description.num_classes} classes"
+        f"images, {' x '.join(map(str, description.image_shape))}, {description.num_classes} labels"
     )
     console.print(
         f"{config.train.epochs:g} epochs, batches of {config.train.batch_size}, "
@@ -198,23 +202,17 @@ def _introduce(
 
 
 def _conclude(
-    console: Console,
-    workdir: pathlib.Path,
-    results: dict[str, float],
-    best: tuple[int, float],
-    epoch: Callable[[int], float],
-    seconds: float,
+    console: Console, workdir: pathlib.Path, result: dict[str, float], best_epoch: float
 ) -> None:
     console.print(
-        f"\ntop-1 {results['top1']:.2%} after the last step; best {best[1]:.2%} "
-        f"(step {best[0]}, epoch {epoch(best[0]):.0f}); {seconds:.0f} s in all",
+        f"\ntop-1 {result['eval/top1']:.2%} after the last step; best {result['best/top1']:.2%} "
+        f"(step {result['best/step']}, epoch {best_epoch:g}); {result['seconds']:.0f} s in all",
         style="bold",
     )
     console.print(
-        f"{workdir}/\n"
-        f"  {workdir_lib.CONFIG}, {workdir_lib.METRICS}, {workdir_lib.CURVES}, "
-        f"{workdir_lib.CHECKPOINTS}/, {workdir_lib.EVENTS}/ (tensorboard --logdir)\n"
-        f"restore it:\n"
+        f"{workdir}: {workdir_lib.CONFIG}, {workdir_lib.RESULT}, {workdir_lib.METRICS}, "
+        f"{workdir_lib.CURVES}, {workdir_lib.CHECKPOINTS}/, {workdir_lib.EVENTS}/\n"
+        f"To restore it:\n"
         f"  import resflax\n"
         f'  run = resflax.restore("{workdir}")  # best=True: the best step\n'
         f"  logits = run.model.apply(run.variables, run.preprocess(images), train=False)"

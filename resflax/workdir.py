@@ -16,6 +16,7 @@ METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
 EVENTS = "tensorboard"
+RESULT = "result.json"
 
 
 class WorkdirError(ValueError):
@@ -68,6 +69,11 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise WorkdirError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def write_result(workdir: pathlib.Path, result: dict[str, float]) -> None:
+    """Notes what came out: the mark of a finished run."""
+    write_atomically(workdir / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

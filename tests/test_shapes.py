@@ -136,7 +136,7 @@ def test_bad_difficulty(difficulty: float) -> None:
 
 
 def test_bad_size() -> None:
-    with pytest.raises(ValueError, match="^size must be at least 16, got 15$"):
+    with pytest.raises(ValueError, match=r"^size must be at least 16, got 15$"):
         shapes.render(range(1), seed=0, size=15)
 
 

@@ -11,7 +11,8 @@ def normalizer(mean: Sequence[float], std: Sequence[float]) -> Callable[[jax.Arr
     """A function from uint8 [N, H, W, C] to float32, zero mean and unit variance by channel.
 
     Args:
-      mean, std: of each channel, on a scale of 0 to 1.
+      mean: of each channel, on a scale of 0 to 1.
+      std: standard deviation of each channel, on the same scale.
     """
 
     def normalize(images: jax.Array) -> jax.Array:

@@ -90,14 +90,14 @@ class TrainBatches:
 
 
 def _share(batch: Batch) -> Batch:
-    """This process's part of a batch, with its mask."""
+    """The part of a batch that this process reads, with its mask."""
     size = len(batch["label"]) // jax.process_count()
     part = slice(jax.process_index() * size, (jax.process_index() + 1) * size)
     return {k: v[part] for k, v in batch.items()} | {"mask": np.ones(size, np.float32)}
 
 
 def eval_batches(source: ArraySource, batch_size: int) -> Iterator[Batch]:
-    """This process's share of batches that hold every example exactly once.
+    """Batches that hold every example exactly once: the share of this process.
 
     The last batch is filled up with copies whose mask is 0; all processes get equally many.
 

@@ -51,6 +51,7 @@ class Description:
 
     @property
     def num_classes(self) -> int:
+        """The number of labels."""
         return len(self.label_names)
 
 

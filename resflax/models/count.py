@@ -66,17 +66,18 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Count:
 
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     with nn.intercept_methods(record):
-        variables = jax.eval_shape(
-            lambda x: model.init(jax.random.key(0), x, train=False), image
-        )
+        variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     params = {part: num_params(tree) for part, tree in variables["params"].items()}
     parts = {
         part: Count(params.get(part, 0), macs.get(part, 0), activations.get(part, 0), shape)
         for part, shape in shapes.items()
     }
-    logits = shapes["head"] if "head" in shapes else ()
     return Count(
-        sum(params.values()), sum(macs.values()), sum(activations.values()), logits, parts
+        sum(params.values()),
+        sum(macs.values()),
+        sum(activations.values()),
+        shapes["head"],
+        parts,
     )
 
 

@@ -43,6 +43,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.filters)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         side = (self.kernel_size // 2, self.kernel_size // 2)
@@ -76,6 +77,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> the same shape."""
         channels = x.shape[-1]
         hidden = nn.Dense(
             channels // self.reduction, self.bias, kernel_init=he_normal, name="squeeze"

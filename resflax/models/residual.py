@@ -114,6 +114,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
         x = self.conv(self.filters, self.kernel_size, self.stride, name="conv")(x)
         return x if self.norm is None else self.norm(name="norm")(x)
 
@@ -174,6 +175,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> the shape of the branch's result."""
         stride = 1
         for spec in self.branch:
             stride *= spec.stride

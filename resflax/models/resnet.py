@@ -1,7 +1,7 @@
-"""ResNet v1 and v2, plain nets, ResNeXt, SE-ResNet, SE-ResNeXt, SENet-154: ImageNet and CIFAR forms.
+"""ResNet v1 and v2, plain nets, ResNeXt, SE-ResNet, SE-ResNeXt and SENet-154.
 
 All of them are one network, `ResNet`, with arguments; `resnet` and `cifar_resnet` choose the stage
-sizes for a depth. Stages are numbered as in the papers' tables: the stem is stage 1, conv2_x is
+sizes for a depth, on ImageNet and on CIFAR. Stages are numbered as in the papers' tables: the stem is stage 1, conv2_x is
 stage 2.
 """
 
@@ -185,6 +185,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, H / 4, W / 4, filters], rounded up; 'cifar': [N, H, W, filters]."""
         if self.kind == "cifar":
             return self._conv("", x, self.filters, 3)
         if self.kind == "imagenet":

@@ -25,7 +25,7 @@ _SENET154 = {
 
 
 def _resnets() -> dict[str, functools.partial]:
-    """ImageNet's: plain (1512.03385), v1, v2 (1603.05027), ResNeXt (1611.05431), SE (1709.01507)."""
+    """ImageNet's, of arXiv 1512.03385, 1603.05027, 1611.05431 (ResNeXt) and 1709.01507 (SE)."""
     table = {f"plain{d}": functools.partial(resnet, depth=d, shortcut="none") for d in (18, 34)}
     for d in (18, 34, 50, 101, 152, 200):
         table[f"resnet{d}"] = functools.partial(resnet, depth=d)
@@ -60,7 +60,9 @@ def _cifar_resnets() -> dict[str, functools.partial]:
         table[f"cifar_preact_resnet{d}"] = functools.partial(
             cifar_resnet, depth=d, **_HE_BOTTLENECK, **_PREACT
         )
-    table["cifar_preact_resnet110"] = functools.partial(cifar_resnet, depth=110, shortcut="A", **_PREACT)
+    table["cifar_preact_resnet110"] = functools.partial(
+        cifar_resnet, depth=110, shortcut="A", **_PREACT
+    )
     table["cifar_se_resnet110"] = functools.partial(
         cifar_resnet, depth=110, shortcut="A", se_reduction=16
     )

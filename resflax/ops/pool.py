@@ -1,15 +1,15 @@
 """Pooling over NHWC images."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: tuple[int, int]) -> jax.Array:
     """Maximum over square windows.
 
     Args:
-      x: [N, H, W, C].
+      x: float [N, H, W, C].
       window: the side of the window, pixels.
       stride: the step of the window, pixels.
       padding: pixels of minus infinity before and after, in both directions. (1, 1) is PyTorch's
@@ -18,7 +18,14 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: tuple[int, int]) -
     Returns:
       [N, H', W', C].
     """
-    return nn.max_pool(x, (window, window), (stride, stride), (padding, padding))
+    return lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        window_dimensions=(1, window, window, 1),
+        window_strides=(1, stride, stride, 1),
+        padding=((0, 0), padding, padding, (0, 0)),
+    )
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
