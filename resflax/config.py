@@ -178,10 +178,10 @@ def validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> Non
     for field in ("train.batch_size", "eval.batch_size"):
         size = _get(config, field)
         if size % num_devices:
+            below = max(1, size // num_devices) * num_devices
             raise ConfigError(
                 f"config.{field} {size} is not divisible by {num_devices} devices; "
-                f"{size - size % num_devices or num_devices} or "
-                f"{size - size % num_devices + num_devices} would be."
+                f"{below} or {below + num_devices} would be."
             )
     if config.parallel.mode == "jit" and config.model.bn_axis == "device" and num_devices > 1:
         raise ConfigError(

@@ -6,6 +6,7 @@ import os
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -147,12 +148,20 @@ def _style(axis: Axes) -> None:
     axis.yaxis.label.set(fontsize=_FONT, color=_INK)
     if axis.get_legend_handles_labels()[0]:
         # Above the panel: inside it, no corner is free of lines in every run.
-        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1}
-        text = {"fontsize": _FONT - 1, "labelcolor": _INK, "handlelength": 1.6}
-        axis.legend(ncols=2, frameon=False, columnspacing=1.2, **place, **text)
+        axis.legend(
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            borderaxespad=0.1,
+            ncols=2,
+            frameon=False,
+            columnspacing=1.2,
+            fontsize=_FONT - 1,
+            labelcolor=_INK,
+            handlelength=1.6,
+        )
 
 
-def _line(axis: Axes, epochs: np.ndarray, values: np.ndarray, few: int, **style: object) -> None:
+def _line(axis: Axes, epochs: np.ndarray, values: np.ndarray, few: int, **style: Any) -> None:
     """Draws values over epochs, both [n], with markers if there are at most `few` points."""
     if len(values):
         style = {"linewidth": 1.2, "marker": "o" if len(values) <= few else "", **style}

@@ -30,13 +30,13 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     # Imported now: what is wrong with the flags has been said before the libraries load.
-    from resflax.progress import NonFiniteLossError
+    from resflax.progress import NonFiniteError
     from resflax.train import train_and_evaluate
 
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser().resolve()
     try:
         train_and_evaluate(_CONFIG.value, workdir)
-    except (ValueError, NonFiniteLossError) as error:
+    except (ValueError, NonFiniteError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         print(f"stopped; the same command with --workdir {workdir} goes on.", file=sys.stderr)

@@ -8,8 +8,8 @@ from resflax.console import Console
 from resflax.writers import MetricWriter
 
 
-class NonFiniteLossError(ArithmeticError):
-    """The loss of a step is not a number or infinite."""
+class NonFiniteError(ArithmeticError):
+    """The loss or the gradient of a step is infinite or not a number."""
 
 
 class Progress:
@@ -63,12 +63,17 @@ class Progress:
         """Takes the metrics of the update that made the run `step` steps long.
 
         Raises:
-          NonFiniteLossError: if its loss is not finite.
+          NonFiniteError: if its loss or its gradient is not finite.
         """
-        if not math.isfinite(metrics["loss"]):
-            raise NonFiniteLossError(
-                f"the loss of step {step} (epoch {self.epoch(step):.2f}) is {metrics['loss']}."
-            )
+        # The gradient too: it spoils the parameters one step before the loss shows it, or for good
+        # behind a ReLU that turns NaN into zero.
+        for name, what in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
+            if not math.isfinite(metrics[name]):
+                raise NonFiniteError(
+                    f"the {what} of step {step} (epoch {self.epoch(step):.2f}) is {metrics[name]}; "
+                    "the last checkpoint is of an earlier step, and good. A lower config.optim.lr, "
+                    "more config.optim.warmup_epochs or config.optim.clip_norm may help."
+                )
         self._tick()
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

@@ -76,7 +76,7 @@ def train_step(
     state = state.replace(
         step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
     )
-    return state, {"loss": loss, "top1": top1, "grad_norm": optax.global_norm(grads)}
+    return state, {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
 
 
 def eval_step(

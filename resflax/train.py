@@ -39,7 +39,7 @@ def train_and_evaluate(
 
     Raises:
       ValueError: if the config, the data or the directory cannot be; nothing was overwritten.
-      NonFiniteLossError: if the loss is not finite; the last good checkpoint is kept.
+      NonFiniteError: if the loss or gradient is not finite; the last good checkpoint is kept.
     """
     start = time.monotonic()
     config_lib.validate(config)
@@ -101,7 +101,7 @@ def train_and_evaluate(
 
         results = None
         best = checkpointer.best
-        metrics = None
+        metrics: dict[str, jax.Array] | None = None
         for step in range(first_step + 1, total_steps + 1):
             last_metrics = metrics
             state, metrics = train_step(state, next(batches))

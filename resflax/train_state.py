@@ -60,9 +60,10 @@ def create_train_state(
       seed: of the parameters and of every random number in training.
       ema: whether to keep moving averages.
     """
-    init_key, key = jax.random.split(jax.random.key(seed))
-    variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
-    variables = {"batch_stats": {}} | variables
+    # XLA compiles threefry anew for each shape of a parameter, ten times as long as this generator.
+    init_key = jax.random.key(seed, impl="rbg")
+    images = jnp.zeros((1, *image_shape))
+    variables = {"batch_stats": {}, **model.init(init_key, images, train=False)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -70,7 +71,7 @@ def create_train_state(
         opt_state=tx.init(variables["params"]),
         # A copy: buffers that are donated to the step must not appear in the state twice.
         ema=jax.tree.map(jnp.copy, variables) if ema else None,
-        key=key,
+        key=jax.random.key(seed),
         apply_fn=model.apply,
         tx=tx,
     )

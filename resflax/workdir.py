@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 
 import ml_collections
 
@@ -103,7 +104,10 @@ def read_description(workdir: pathlib.Path) -> Description:
       WorkdirError: if it cannot be read.
     """
     try:
-        fields = json.loads((workdir / DATASET).read_text())
-        return Description(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        text = (workdir / DATASET).read_text()
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
+        }
+        return Description(**fields)
     except (OSError, ValueError, TypeError) as error:
         raise WorkdirError(f"{workdir / DATASET} cannot be read: {error}.") from None

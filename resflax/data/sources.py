@@ -103,7 +103,9 @@ def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
     pixels, labels = load_digits(return_X_y=True)
     pixels = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     side = (image_size, image_size)
-    images = np.stack([Image.fromarray(p).resize(side, Image.Resampling.BICUBIC) for p in pixels])
+    images = np.stack(
+        [np.asarray(Image.fromarray(p).resize(side, Image.Resampling.BICUBIC)) for p in pixels]
+    )
     train, test = train_test_split(
         np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
     )

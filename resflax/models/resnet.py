@@ -1,8 +1,8 @@
 """ResNet v1 and v2, plain nets, ResNeXt, SE-ResNet, SE-ResNeXt and SENet-154.
 
 All of them are one network, `ResNet`, with arguments; `resnet` and `cifar_resnet` choose the stage
-sizes for a depth, on ImageNet and on CIFAR. Stages are numbered as in the papers' tables: the stem is stage 1, conv2_x is
-stage 2.
+sizes for a depth, on ImageNet and on CIFAR. Stages are numbered as in the papers' tables: the stem
+is stage 1, conv2_x is stage 2.
 """
 
 import functools
@@ -238,7 +238,7 @@ def cifar_resnet(depth: int = 20, block: str = "basic", **arguments: Any) -> Res
         raise ValueError(
             f"depth {depth} is not {step}n + 2, as a network of {block} blocks needs: {valid}, ..."
         )
-    arguments = {"num_classes": 10, "num_filters": 16, "stem": "cifar"} | arguments
+    arguments = {"num_classes": 10, "num_filters": 16, "stem": "cifar", **arguments}
     return _checked(ResNet((size,) * 3, block=block, **arguments))
 
 
@@ -276,11 +276,9 @@ def _listed(choices) -> str:
 
 def _check_stages(model: ResNet) -> None:
     stages = range(2, 2 + len(model.stage_sizes))
-    wrong = [stage for stage in model.se_stages or () if stage not in stages]
-    if wrong:
-        raise ValueError(
-            f"se_stages {tuple(model.se_stages)}: the stages are {_listed(stages)} (the stem is 1)."
-        )
+    chosen = tuple(model.se_stages or ())
+    if not set(chosen) <= set(stages):
+        raise ValueError(f"se_stages {chosen}: the stages are {_listed(stages)} (the stem is 1).")
 
 
 def _check_basic(model: ResNet) -> None:

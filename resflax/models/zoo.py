@@ -4,16 +4,15 @@ import difflib
 import fnmatch
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
 from resflax.models.resnet import ResNet, cifar_resnet, resnet
 
-_HE_BOTTLENECK = {"block": "bottleneck", "stride_in": "1x1"}
-_PREACT = {"unit": "full_preact"}
-_SENET154 = {
+_HE_BOTTLENECK: dict[str, Any] = {"block": "bottleneck", "stride_in": "1x1"}
+_PREACT: dict[str, Any] = {"unit": "full_preact"}
+_SENET154: dict[str, Any] = {
     "stem": "deep",
     "cardinality": 64,
     "base_width": 4,
@@ -24,7 +23,7 @@ _SENET154 = {
 }
 
 
-def _resnets() -> dict[str, functools.partial]:
+def _resnets() -> dict[str, functools.partial[ResNet]]:
     """ImageNet's, of arXiv 1512.03385, 1603.05027, 1611.05431 (ResNeXt) and 1709.01507 (SE)."""
     table = {f"plain{d}": functools.partial(resnet, depth=d, shortcut="none") for d in (18, 34)}
     for d in (18, 34, 50, 101, 152, 200):
@@ -49,7 +48,7 @@ def _resnets() -> dict[str, functools.partial]:
     return table
 
 
-def _cifar_resnets() -> dict[str, functools.partial]:
+def _cifar_resnets() -> dict[str, functools.partial[ResNet]]:
     """CIFAR's, of the same papers: option A in basic nets, B in bottlenecks, as published."""
     table = {}
     for d in (20, 32, 44, 56, 110, 1202):
@@ -73,7 +72,7 @@ def _cifar_resnets() -> dict[str, functools.partial]:
     return table
 
 
-VARIANTS: dict[str, Callable[..., nn.Module]] = _resnets() | _cifar_resnets()
+VARIANTS: dict[str, functools.partial[ResNet]] = _resnets() | _cifar_resnets()
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -1,0 +1,185 @@
+"""Tests of the convolution's lowerings against XLA's own, in value and in both gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from resflax.ops.conv import conv2d, dense_kernel, num_blocks
+
+SAME = ((1, 1), (1, 1))
+VALID = ((0, 0), (0, 0))
+
+
+def _normal(seed, *shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def _operands(size, kernel_size, c_in, c_out, groups, dtype=jnp.float32):
+    # Height and width differ, so that a lowering that confuses them is seen.
+    x = _normal(0, 2, size, size + 2, c_in, dtype=dtype)
+    return x, _normal(1, kernel_size, kernel_size, c_in // groups, c_out, dtype=dtype)
+
+
+def _value_and_grads(lowering, x, kernel, **settings):
+    @jax.jit
+    def run(x, kernel):
+        y, pull = jax.vjp(lambda *xs: conv2d(*xs, lowering=lowering, **settings), x, kernel)
+        return y, *pull(_normal(2, *y.shape, dtype=y.dtype))
+
+    return run(x, kernel)
+
+
+def _assert_close(actual, expected, tolerance):
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        a, e = np.asarray(a, np.float32), np.asarray(e, np.float32)
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max())
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding"), [(1, SAME), (2, SAME), (2, VALID), (1, ((0, 1), (2, 1)))]
+)
+@pytest.mark.parametrize(
+    ("size", "c_in", "c_out", "groups"),
+    [
+        (7, 6, 10, 1),
+        (7, 6, 10, 2),
+        (8, 64, 32, 2),
+        (5, 12, 30, 3),
+        (6, 32, 64, 8),
+        (7, 64, 64, 32),
+        (5, 17, 17, 17),
+        (4, 32, 64, 32),
+    ],
+)
+def test_blocks_agree_with_lax(size, c_in, c_out, groups, stride, padding):
+    operands = _operands(size, 3, c_in, c_out, groups)
+    settings = {"stride": stride, "padding": padding, "groups": groups}
+    expected = _value_and_grads("lax", *operands, **settings)
+    _assert_close(_value_and_grads("blocks", *operands, **settings), expected, 1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("size", "c_in", "c_out"), [(7, 5, 9), (8, 64, 16)])
+def test_dot_agrees_with_lax(size, c_in, c_out, stride):
+    operands = _operands(size, 1, c_in, c_out, 1)
+    expected = _value_and_grads("lax", *operands, stride=stride)
+    _assert_close(_value_and_grads("dot", *operands, stride=stride), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "groups"), [(1, 1), (1, 4), (3, 1), (3, 32)], ids=lambda v: str(v)
+)
+def test_the_default_lowering_agrees_with_lax(kernel_size, groups):
+    operands = _operands(7, kernel_size, 64, 32, groups)
+    expected = _value_and_grads("lax", *operands, groups=groups)
+    _assert_close(_value_and_grads(None, *operands, groups=groups), expected, 1e-5)
+
+
+@pytest.mark.parametrize(("lowering", "kernel_size", "groups"), [("blocks", 3, 8), ("dot", 1, 1)])
+def test_bfloat16_agrees_with_float32_within_its_rounding(lowering, kernel_size, groups):
+    operands = _operands(7, kernel_size, 32, 32, groups, jnp.bfloat16)
+    actual = _value_and_grads(lowering, *operands, groups=groups)
+    assert all(a.dtype == jnp.bfloat16 for a in actual)
+    exact = _value_and_grads("lax", *(o.astype(jnp.float32) for o in operands), groups=groups)
+    # Eight bits of mantissa: each result is rounded once, and so was the cotangent.
+    _assert_close([a.astype(jnp.float32) for a in actual], exact, 2**-7)
+
+
+def test_each_group_sees_its_own_channels_only():
+    x, kernel = _operands(5, 3, 64, 32, 8)
+    y = conv2d(x, kernel, groups=8, lowering="blocks")
+    changed = conv2d(x.at[..., 8:16].add(1.0), kernel, groups=8, lowering="blocks")
+    same = np.all(np.asarray(y == changed), axis=(0, 1, 2))
+    assert same.tolist() == [not 4 <= channel < 8 for channel in range(32)]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "groups"),
+    [
+        ((3, 3, 3, 12), 4),  # 6 input channels in 4 groups
+        ((3, 3, 2, 10), 3),  # 10 output channels in 3 groups
+        ((3, 3, 6, 12), 2),  # a dense kernel
+        ((3, 3, 3, 12), 1),
+    ],
+)
+@pytest.mark.parametrize("lowering", ["lax", "blocks", None])
+def test_kernels_that_do_not_fit_are_refused(kernel, groups, lowering):
+    with pytest.raises(ValueError, match=rf"{groups} groups.*6.*{kernel[-1]}.*kernel"):
+        conv2d(jnp.zeros((1, 5, 5, 6)), jnp.zeros(kernel), groups=groups, lowering=lowering)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "settings"),
+    [((3, 3, 6, 4), {}), ((1, 1, 3, 4), {"groups": 2}), ((1, 1, 6, 4), {"padding": SAME})],
+)
+def test_dot_is_refused_where_it_is_no_matrix_product(kernel, settings):
+    with pytest.raises(ValueError, match="1x1 kernels without padding or groups"):
+        conv2d(jnp.zeros((1, 5, 5, 6)), jnp.zeros(kernel), lowering="dot", **settings)
+
+
+def test_num_blocks_divides_the_groups_and_fills_a_register():
+    for groups in range(1, 65):
+        for width in (1, 2, 4, 5, 8, 16, 40):
+            channels = groups * width
+            blocks = num_blocks(channels, groups)
+            assert groups % blocks == 0
+            assert channels // blocks >= 16 or blocks == 1
+            finer = [d for d in range(blocks + 1, groups + 1) if groups % d == 0]
+            assert all(channels // d < 16 for d in finer)
+
+
+def test_dense_kernel_is_block_diagonal():
+    kernel = _normal(0, 3, 3, 2, 12)
+    dense = np.array(dense_kernel(kernel, 4))
+    assert dense.shape == (3, 3, 8, 12)
+    for i in range(4):
+        rows, columns = slice(2 * i, 2 * i + 2), slice(3 * i, 3 * i + 3)
+        np.testing.assert_array_equal(dense[:, :, rows, columns], kernel[..., columns])
+        dense[:, :, rows, columns] = 0
+    assert not dense.any()
+
+
+def test_dense_kernel_of_one_group_is_the_kernel():
+    kernel = _normal(0, 3, 3, 4, 6)
+    np.testing.assert_array_equal(dense_kernel(kernel, 1), kernel)
+
+
+def _loss_and_grads(x, kernel):
+    def loss(x, kernel):
+        y = conv2d(x, kernel, padding=SAME, groups=32, lowering="blocks")
+        return jnp.sum(y**2)
+
+    return jax.value_and_grad(loss, argnums=(0, 1))(x, kernel)
+
+
+def _per_device(x, kernel):
+    value, (grad_x, grad_kernel) = _loss_and_grads(x, kernel)
+    return jax.lax.psum(value, "data"), (grad_x, jax.lax.psum(grad_kernel, "data"))
+
+
+# XLA gathers the batch for its own grouped convolution where jit alone shards it.
+@pytest.mark.parametrize("mapped", [False, True], ids=["jit", "shard_map"])
+def test_a_sharded_batch_is_never_gathered(mapped):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    step = _loss_and_grads
+    if mapped:
+        step = jax.shard_map(
+            _per_device,
+            mesh=mesh,
+            in_specs=(P("data"), P()),
+            out_specs=(P(), (P("data"), P())),
+            check_vma=False,
+        )
+    operands = _normal(0, 16, 6, 6, 64), _normal(1, 3, 3, 2, 64)
+    placed = [
+        jax.device_put(o, NamedSharding(mesh, spec))
+        for o, spec in zip(operands, (P("data"), P()), strict=True)
+    ]
+    compiled = jax.jit(step).lower(*placed).compile()
+    assert "all-gather" not in compiled.as_text()
+    actual, expected = compiled(*placed), _loss_and_grads(*operands)
+    _assert_close(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-5)

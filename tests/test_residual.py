@@ -1,0 +1,459 @@
+"""Tests of the residual block and its networks: each axis, and parity with a plain forward pass."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import resflax
+from resflax.models import layers, residual
+from resflax.models.residual import UNITS, Unit
+
+LINEAR_SUM = Unit(after=("norm", "act"), last=("norm",))
+TINY = {"depth": 8, "num_filters": 4, "num_classes": 5}
+
+
+def _normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def _block(branch, shortcut="B", unit="original", train=False, **settings):
+    unit = UNITS[unit] if isinstance(unit, str) else unit
+    norm = functools.partial(nn.BatchNorm, use_running_average=not train)
+    return residual.ResidualBlock(branch, shortcut, unit, layers.Conv, norm, **settings)
+
+
+def _init(module, x, **kwargs):
+    return jax.jit(functools.partial(module.init, **kwargs))(jax.random.key(0), x)
+
+
+def _apply(module, variables, x, **kwargs):
+    return np.asarray(jax.jit(functools.partial(module.apply, **kwargs))(variables, x))
+
+
+def _shaken(variables):
+    """The same variables with norms, statistics and biases as after some training."""
+    rng = np.random.default_rng(1)
+
+    def shake(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            return leaf
+        noise = rng.uniform(-0.5, 0.5, leaf.shape).astype(np.float32)
+        return jnp.asarray(noise + (kind in ("scale", "var")))
+
+    return jax.tree_util.tree_map_with_path(shake, variables)
+
+
+def _tiny(name="cifar_resnet20", **overrides):
+    return resflax.create_model(name, **(TINY | overrides))
+
+
+def _assert_close(actual, expected, tolerance=1e-5):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+# --- shortcuts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_option_a_subsamples_and_appends_zeros(size, stride):
+    x = _normal(0, 2, *size, 3)
+    expected = np.zeros((2, -(-size[0] // stride), -(-size[1] // stride), 8), np.float32)
+    for row in range(expected.shape[1]):
+        for column in range(expected.shape[2]):
+            expected[:, row, column, :3] = x[:, row * stride, column * stride]
+    np.testing.assert_array_equal(residual.zero_padded_identity(x, 8, stride), expected)
+
+
+def test_option_a_refuses_to_shrink():
+    with pytest.raises(ValueError, match="8 channels to 7: use 'B' or 'C'"):
+        residual.zero_padded_identity(jnp.zeros((1, 4, 4, 8)), 7, 1)
+    # The deep stem gives out more channels than the first stage of basic blocks.
+    with pytest.raises(ValueError, match="128 channels to 64"):
+        resflax.count(resflax.create_model("resnet18", stem="deep", shortcut="A"), (32, 32, 3))
+
+
+@pytest.mark.parametrize(
+    ("block", "shortcut", "projecting"),
+    [
+        ("basic", "A", ()),
+        ("basic", "none", ()),
+        ("basic", "B", ("stage3_block1", "stage4_block1")),
+        ("basic", "C", tuple(f"stage{s}_block{i}" for s in (2, 3, 4) for i in (1, 2))),
+        ("bottleneck", "A", ()),
+        ("bottleneck", "B", ("stage2_block1", "stage3_block1", "stage4_block1")),
+        ("bottleneck", "C", tuple(f"stage{s}_block{i}" for s in (2, 3, 4) for i in (1, 2))),
+    ],
+)
+def test_only_the_blocks_of_the_option_project(block, shortcut, projecting):
+    model = _tiny(depth=14 if block == "basic" else 20, block=block, shortcut=shortcut)
+    params = jax.eval_shape(
+        functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+    )["params"]
+    assert (
+        tuple(name for name, parts in sorted(params.items()) if "shortcut" in parts) == projecting
+    )
+    assert all(set(params[name]["shortcut"]) == {"conv", "norm"} for name in projecting)
+
+
+def test_a_plain_net_has_the_parameters_of_option_a_and_another_output():
+    x = _normal(0, 2, 8, 8, 3)
+    variables = _init(_tiny(shortcut="A"), x, train=False)
+    plain = _init(_tiny(shortcut="none"), x, train=False)
+    jax.tree.map(np.testing.assert_array_equal, variables, plain)
+    with_a, without = (_apply(_tiny(shortcut=s), variables, x, train=False) for s in ("A", "none"))
+    assert np.abs(with_a - without).max() > 0.1
+
+
+def test_a_plain_block_is_its_branch():
+    x = _normal(0, 2, 6, 6, 8)
+    block = _block(residual.basic(8), "none", LINEAR_SUM)
+    variables = _shaken(_init(block, x))
+    with_identity = _apply(_block(residual.basic(8), "A", LINEAR_SUM), variables, x)
+    _assert_close(_apply(block, variables, x), with_identity - x)
+
+
+# --- units ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("branch", [residual.basic(8), residual.bottleneck(2)])
+@pytest.mark.parametrize("unit", ["original", *(u for u in UNITS if not UNITS[u].sum)])
+def test_a_unit_with_zero_init_starts_as_the_identity(unit, branch, train):
+    x = _normal(0, 2, 6, 6, 8)
+    block = _block(branch, "A", unit, train, zero_init_last=True)
+    y, _ = block.apply(_init(block, x), x, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, np.maximum(x, 0) if unit == "original" else x)
+
+
+def test_bn_after_addition_with_zero_init_starts_as_the_normalised_identity():
+    x = _normal(0, 2, 6, 6, 8)
+    block = _block(residual.basic(8), "A", "bn_after_addition", zero_init_last=True)
+    _assert_close(_apply(block, _init(block, x), x), np.maximum(x, 0) / np.sqrt(1 + 1e-5))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_without_zero_init_no_unit_starts_as_the_identity(unit):
+    x = _normal(0, 2, 6, 6, 8)
+    block = _block(residual.basic(8), "A", unit)
+    y = _apply(block, _init(block, x), x)
+    assert np.abs(y - (np.maximum(x, 0) if UNITS[unit].sum else x)).max() > 0.1
+
+
+def _pre_activated(variables, x):
+    return np.maximum(_norm(x, variables, "norm1"), 0)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_a_preact_unit_that_reshapes_takes_the_pre_activated_input(shortcut, first):
+    x = _normal(0, 2, 5, 6, 8)
+    # A zero last kernel leaves the shortcut alone.
+    settings = {"zero_init_last": True, "first": first}
+    block = _block(residual.basic(16, 2), shortcut, "full_preact", **settings)
+    variables = _shaken(_init(block, x))
+    assert ("norm1" in variables["params"]) is not first
+    source = x if first else _pre_activated(variables, x)
+    if shortcut == "A":
+        expected = np.pad(source[:, ::2, ::2], [(0, 0)] * 3 + [(0, 8)])
+    else:
+        assert set(variables["params"]["shortcut"]) == {"conv"}
+        expected = source[:, ::2, ::2] @ variables["params"]["shortcut"]["conv"]["kernel"][0, 0]
+    _assert_close(_apply(block, variables, x), expected)
+
+
+def test_a_preact_unit_that_keeps_the_shape_passes_its_raw_input():
+    x = _normal(0, 2, 5, 6, 8)
+    block = _block(residual.basic(8), "B", "full_preact", zero_init_last=True)
+    variables = _shaken(_init(block, x))
+    np.testing.assert_array_equal(_apply(block, variables, x), x)
+
+
+def test_a_preact_network_norms_once_more_before_the_head():
+    x = _normal(0, 2, 8, 8, 3)
+    original, preact = (_init(_tiny(unit=u), x, train=False)["params"] for u in UNITS_OF_V1_AND_V2)
+    assert set(preact) - set(original) == {"norm"}
+    assert "norm1" not in preact["stage2_block1"]
+    assert preact["stage3_block1"]["norm1"]["scale"].shape == (4,)
+
+
+UNITS_OF_V1_AND_V2 = ("original", "full_preact")
+
+
+@pytest.mark.parametrize("shortcut", residual.SHORTCUTS)
+@pytest.mark.parametrize("unit", UNITS)
+def test_gradients_reach_every_parameter(unit, shortcut):
+    x = _normal(0, 4, 6, 6, 3)
+    model = resflax.models.resnet.ResNet(
+        (1, 1), 5, "basic", 4, "cifar", shortcut=shortcut, unit=unit, se_reduction=1
+    )
+    variables = _shaken(_init(model, x, train=False))
+
+    @jax.jit
+    @jax.grad
+    def grads(params):
+        logits, _ = model.apply(
+            variables | {"params": params}, x, train=True, mutable="batch_stats"
+        )
+        return jnp.sum(logits * _normal(1, 4, 5))
+
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads(variables["params"])):
+        assert np.abs(grad).max() > 1e-5, jax.tree_util.keystr(path)
+
+
+# A ReLU after the last norm has no slope at zero: such a unit cannot leave the identity.
+@pytest.mark.parametrize("unit", [u for u in UNITS if u != "relu_before_addition"])
+def test_zero_init_leaves_a_way_out_of_the_identity(unit):
+    x = _normal(0, 2, 6, 6, 8)
+    block = _block(residual.basic(8), "A", unit, True, zero_init_last=True)
+    variables = _init(block, x)
+
+    def loss(params):
+        y, _ = block.apply(variables | {"params": params}, x, mutable=["batch_stats"])
+        return jnp.sum(y * _normal(1, *y.shape))
+
+    grads = jax.jit(jax.grad(loss))(variables["params"])
+    last = grads["norm2"]["scale"] if "norm" in UNITS[unit].last else grads["conv2"]["kernel"]
+    assert np.abs(last).max() > 1e-3
+
+
+# --- gates ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("placement", residual.SE_INTEGRATIONS)
+def test_gates_have_the_channels_of_their_place(placement):
+    gate = functools.partial(layers.SqueezeExcite, 2)
+    block = _block(residual.bottleneck(4, 2), "B", gate=gate, se_integration=placement)
+    params = _init(block, _normal(0, 1, 4, 4, 8))["params"]["se"]
+    channels = {"pre": 8, "3x3": 4}.get(placement, 16)
+    assert params["squeeze"]["kernel"].shape == (channels, channels // 2)
+    assert params["excite"]["kernel"].shape == (channels // 2, channels)
+
+
+@pytest.mark.parametrize("placement", residual.SE_INTEGRATIONS)
+def test_gates_scale_what_stands_at_their_place(placement):
+    x = _normal(0, 2, 5, 6, 8)
+    branch = residual.bottleneck(2, base_width=256)
+    gate = functools.partial(layers.SqueezeExcite, 2, gate="tanh")
+    gated = _block(branch, "A", gate=gate, se_integration=placement)
+    variables = _shaken(_init(gated, x))
+    params, stats = variables["params"], variables["batch_stats"]
+    # Gates of -1/2 everywhere: a negative one tells whether the last ReLU stands before it.
+    params["se"]["excite"] = jax.tree.map(jnp.zeros_like, params["se"]["excite"])
+    params["se"]["excite"]["bias"] -= np.arctanh(0.5)
+    # Without an offset, half of the 3x3 convolution's output is half of the branch.
+    params["norm3"]["bias"] *= 0
+    stats["norm3"]["mean"] *= 0
+    plain = {"params": {k: v for k, v in params.items() if k != "se"}, "batch_stats": stats}
+    branch_of = functools.partial(_apply, _block(branch, "none", LINEAR_SUM), plain)
+    expected = {
+        "standard": lambda: np.maximum(x - branch_of(x) / 2, 0),
+        "3x3": lambda: np.maximum(x - branch_of(x) / 2, 0),
+        "pre": lambda: np.maximum(x + branch_of(-x / 2), 0),
+        "identity": lambda: np.maximum(-x / 2 + branch_of(x), 0),
+        "post": lambda: np.maximum(x + branch_of(x), 0) / -2,
+    }[placement]()
+    _assert_close(_apply(gated, variables, x), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("squeeze", layers.SQUEEZES)
+def test_squeeze_excite_is_its_definition(squeeze, bias):
+    x = _normal(0, 2, 3, 4, 8)
+    layer = layers.SqueezeExcite(4, squeeze, bias=bias)
+    variables = _shaken(_init(layer, x))
+    first, second = (
+        (p["kernel"], p.get("bias", 0)) for p in map(variables["params"].get, ("squeeze", "excite"))
+    )
+    assert (np.ndim(first[1]) == 1) is bias
+    means = {
+        "avg": lambda: x.mean((1, 2), keepdims=True),
+        "max": lambda: x.max((1, 2), keepdims=True),
+        "none": lambda: x,
+    }[squeeze]()
+    hidden = np.maximum(np.asarray(means @ first[0]) + first[1], 0)
+    gates = 1 / (1 + np.exp(-(np.asarray(hidden @ second[0]) + second[1])))
+    _assert_close(_apply(layer, variables, x), x * gates)
+
+
+def test_a_sigmoid_gate_lies_between_zero_and_one_and_starts_at_a_half():
+    x = np.abs(_normal(0, 4, 3, 3, 8)) + 0.1
+    layer = layers.SqueezeExcite(2)
+    variables = _shaken(_init(layer, x))
+    gates = _apply(layer, variables, x) / x
+    assert 0 < gates.min() < gates.max() < 1
+    variables["params"]["excite"] = jax.tree.map(jnp.zeros_like, variables["params"]["excite"])
+    np.testing.assert_array_equal(_apply(layer, variables, x), x / 2)
+
+
+@pytest.mark.parametrize(("gate", "low", "high"), [("tanh", -1, 1), ("relu", 0, np.inf)])
+def test_other_gates_have_their_range(gate, low, high):
+    x = 5 * _normal(0, 16, 2, 2, 8)
+    layer = layers.SqueezeExcite(2, gate=gate)
+    gates = _apply(layer, _shaken(_init(layer, x)), x) / x
+    assert low <= gates.min() < gates.max() <= high
+    assert gates.min() < 0.01
+    assert high < 2 or gates.max() > 1
+
+
+# --- branches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cardinality", [2, 8])
+def test_a_grouped_bottleneck_is_a_dense_one_with_a_block_diagonal_kernel(cardinality):
+    x = _normal(0, 2, 5, 6, 12)
+    width = 16 // cardinality
+    paths = {"cardinality": cardinality, "base_width": 16 * width}
+    grouped = _block(residual.bottleneck(4, 2, **paths))
+    dense = _block(residual.bottleneck(4, 2, base_width=256))
+    variables = _shaken(_init(grouped, x))
+    expected = _apply(grouped, variables, x)
+    kernel = np.zeros((3, 3, 16, 16), np.float32)
+    for i in range(cardinality):
+        path = slice(i * width, (i + 1) * width)
+        kernel[:, :, path, path] = variables["params"]["conv2"]["kernel"][..., path]
+    variables["params"]["conv2"]["kernel"] = kernel
+    _assert_close(_apply(dense, variables, x), expected)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "preact_resnet50", "se_resnext50_32x4d"])
+def test_the_place_of_the_stride_changes_the_work_but_no_parameter(name):
+    first, second = (
+        resflax.count(resflax.create_model(name, depth=14, stride_in=s), (64, 64, 3))
+        for s in ("1x1", "3x3")
+    )
+    assert first.params == second.params
+    assert first.macs < second.macs
+    assert first.output_shape == second.output_shape
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cifar_se_resnet110", "cifar_preact_resnet110"])
+def test_a_permuted_batch_permutes_the_logits(name):
+    x, order = _normal(0, 6, 8, 8, 3), [3, 1, 5, 0, 4, 2]
+    model = _tiny(name, **({"se_reduction": 2} if "se" in name.split("_") else {}))
+    variables = _shaken(_init(model, x, train=False))
+    logits = _apply(model, variables, x, train=False)
+    assert np.abs(logits - logits[order]).max() > 0.01
+    _assert_close(_apply(model, variables, x[order], train=False), logits[order])
+
+
+def test_training_alone_updates_the_statistics():
+    x = 1 + _normal(0, 4, 8, 8, 3)
+    model = _tiny(bn_momentum=0.75)
+    variables = _init(model, x, train=False)
+
+    def statistics(train):
+        _, updates = model.apply(variables, x, train=train, mutable=["batch_stats"])
+        return updates["batch_stats"]
+
+    jax.tree.map(np.testing.assert_array_equal, statistics(False), variables["batch_stats"])
+    trained = statistics(True)
+    for before, after in zip(
+        *map(jax.tree.leaves, (variables["batch_stats"], trained)), strict=True
+    ):
+        assert np.all(before != after)
+    kernel = variables["params"]["stem"]["conv"]["kernel"]
+    mean = np.asarray(_convolve(x, kernel, 1)).mean((0, 1, 2))
+    _assert_close(trained["stem"]["norm"]["mean"], 0.25 * mean)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32():
+    x = _normal(0, 2, 8, 8, 3)
+    model = _tiny("cifar_se_resnet110", se_reduction=2, dtype=jnp.bfloat16)
+    variables = _shaken(_init(model, x, train=False))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits, inner = model.apply(variables, x, train=False, capture_intermediates=True)
+    assert logits.dtype == jnp.float32
+    inner = inner["intermediates"]
+    blocks = [inner[name]["__call__"][0] for name in inner if name.startswith("stage")]
+    assert {y.dtype for y in blocks} == {jnp.dtype("bfloat16")}
+    exact = _apply(model.clone(dtype=jnp.float32), variables, x, train=False)
+    assert 1e-5 < np.abs(logits - exact).max() / np.abs(exact).max() < 0.05
+
+
+# --- parity with a plain forward pass, written as torchvision's ----------------------------------
+
+
+def _convolve(x, kernel, stride):
+    side = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(side, side), (side, side)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+
+def _norm(x, variables, *path):
+    params, stats = variables["params"], variables["batch_stats"]
+    for name in path:
+        params, stats = params[name], stats[name]
+    x = (x - stats["mean"][None, None, None]) / np.sqrt(stats["var"] + 1e-5)[None, None, None]
+    return x * params["scale"][None, None, None] + params["bias"][None, None, None]
+
+
+def _forward(variables, x, stage_sizes, *, pool):
+    """Eval mode; stride in the 3x3 convolution, projections where the parameters have them."""
+    params = variables["params"]
+    x = _convolve(x, params["stem"]["conv"]["kernel"], 2 if pool else 1)
+    x = jax.nn.relu(_norm(x, variables, "stem", "norm"))
+    if pool:
+        halves = [(0, 0), (1, 1), (1, 1), (0, 0)]
+        x = lax.reduce_window(x, -np.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), halves)
+    names = [(s, f"stage{s}_block{i + 1}") for s, n in enumerate(stage_sizes, 2) for i in range(n)]
+    for stage, name in names:
+        block = params[name]
+        stride = 2 if stage > 2 and name.endswith("block1") else 1
+        convs = sorted(key for key in block if key.startswith("conv"))
+        strided = "conv1" if len(convs) == 2 else "conv2"
+        y = x
+        for conv in convs:
+            y = _convolve(y, block[conv]["kernel"], stride if conv == strided else 1)
+            y = _norm(y, variables, name, conv.replace("conv", "norm"))
+            y = y if conv == convs[-1] else jax.nn.relu(y)
+        if "se" in block:
+            squeeze, excite = block["se"]["squeeze"], block["se"]["excite"]
+            gates = y.mean((1, 2)) @ squeeze["kernel"] + squeeze["bias"][None]
+            gates = jax.nn.relu(gates) @ excite["kernel"] + excite["bias"][None]
+            y *= jax.nn.sigmoid(gates)[:, None, None]
+        if "shortcut" in block:
+            x = _convolve(x, block["shortcut"]["conv"]["kernel"], stride)
+            x = _norm(x, variables, name, "shortcut", "norm")
+        x = jax.nn.relu(x + y)
+    return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+
+IMAGENET = {"depth": 14, "num_filters": 4, "num_classes": 5}
+PATHS = {"cardinality": 4, "base_width": 64, "num_filters": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "stage_sizes", "size"),
+    [
+        ("cifar_resnet20", TINY | {"shortcut": "B"}, (1, 1, 1), (8, 11)),
+        ("cifar_resnet20", TINY | {"shortcut": "C", "depth": 14}, (2, 2, 2), (9, 8)),
+        ("resnet18", IMAGENET | {"depth": 10}, (1, 1, 1, 1), (33, 40)),
+        ("resnet50", IMAGENET, (1, 1, 1, 1), (64, 48)),
+        ("resnet50", IMAGENET, (1, 1, 1, 1), (65, 37)),
+        ("se_resnext50_32x4d", IMAGENET | PATHS, (1, 1, 1, 1), (64, 39)),
+    ],
+)
+def test_logits_are_those_of_a_plain_forward_pass(name, overrides, stage_sizes, size):
+    x = _normal(0, 2, *size, 3)
+    model = resflax.create_model(name, **overrides)
+    variables = _shaken(_init(model, x, train=False))
+    pool = not name.startswith("cifar")
+    forward = functools.partial(_forward, stage_sizes=stage_sizes, pool=pool)
+    _assert_close(_apply(model, variables, x, train=False), jax.jit(forward)(variables, x), 1e-4)
