@@ -8,6 +8,7 @@ A config file is a difference to `base()`:
 """
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -162,8 +163,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"data.shapes.difficulty {config.data.shapes.difficulty}: from 0 to 1.")
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"config.seed {config.seed} must be from 0 to 2**32 - 1.")
-    if config.train.epochs <= 0:
-        raise ConfigError(f"config.train.epochs {config.train.epochs} must be more than 0.")
+    if not 0 < config.train.epochs < math.inf:
+        raise ConfigError(
+            f"config.train.epochs {config.train.epochs} must be more than 0, and finite."
+        )
     if config.optim.warmup_epochs > config.train.epochs:
         raise ConfigError(
             f"config.optim.warmup_epochs {config.optim.warmup_epochs} is longer than "

@@ -14,28 +14,49 @@ from small import config as small_config
 import resflax
 from resflax import config as config_lib
 from resflax import progress, train
+from resflax.data import sources
 
-# One device, as in most runs, and fewer seconds to compile than eight.
-ONE_DEVICE = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).parent)}
+ROOT = pathlib.Path(__file__).parent.parent
 
-TRAIN = """
-import json, pathlib, sys
-from small import config
-from resflax.train import train_and_evaluate
-train_and_evaluate(config(**json.loads(sys.argv[2])), pathlib.Path(sys.argv[1]))
-"""
-
-
-def start(workdir, fields):
-    command = [sys.executable, "-c", TRAIN, str(workdir), json.dumps(fields)]
-    return subprocess.Popen(command, env=ONE_DEVICE, stdout=subprocess.PIPE, text=True)
+# Everything that could go wrong on resuming: averages, dropout, augmentation, momentum, schedule.
+FLAGS = (
+    "--config.train.epochs=3",
+    "--config.train.ema_decay=0.9",
+    "--config.model.dropout=0.2",
+    "--config.optim.warmup_epochs=1",
+)
 
 
-def finish(workdir, fields):
-    process = start(workdir, fields)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
+def start(workdir):
+    """The small run as a process of its own, on one device."""
+    command = [sys.executable, "-m", "resflax.main", "--config", "tests/small.py", *FLAGS]
+    return subprocess.Popen(
+        [*command, "--workdir", str(workdir)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(workdir):
+    process = start(workdir)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
     return output
+
+
+def stop(workdir, signal_number):
+    """Starts the run, stops it after its first checkpoint, and returns what it wrote to stderr."""
+    process = start(workdir)
+    deadline = time.monotonic() + 100
+    while not (workdir / "checkpoints/2").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=60)
+    assert not (workdir / "result.json").exists()
+    return process.returncode, errors
 
 
 def assert_same_run(a, b):
@@ -44,19 +65,10 @@ def assert_same_run(a, b):
     jax.tree.map(np.testing.assert_array_equal, a.variables, b.variables)
 
 
-# Everything that could go wrong on resuming: averages, dropout, augmentation, momentum, schedule.
-FIELDS = {
-    "train.epochs": 3.0,
-    "train.ema_decay": 0.9,
-    "model.dropout": 0.2,
-    "optim.warmup_epochs": 1.0,
-}
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, finish(workdir, FIELDS)
+    return workdir, finish(workdir)
 
 
 def test_a_run_leaves_its_files(finished):
@@ -76,8 +88,6 @@ def test_a_run_leaves_its_files(finished):
 def test_the_restored_network_gives_the_reported_accuracy(finished):
     workdir, _ = finished
     run = resflax.restore(workdir)
-    from resflax.data import sources
-
     test = sources.load(run.config.data).test
     logits = run.model.apply(run.variables, run.preprocess(test.images), train=False)
     accuracy = np.mean(np.argmax(logits, -1) == test.labels)
@@ -99,45 +109,35 @@ def test_best_and_step_choose_the_checkpoint(finished):
         resflax.restore(workdir / "nothing")
 
 
+def test_a_finished_run_is_evaluated_again_and_not_trained(finished):
+    workdir, _ = finished
+    before = json.loads((workdir / "result.json").read_text())
+    assert "resumed after step 6 of 6" in finish(workdir)
+    after = json.loads((workdir / "result.json").read_text())
+    assert {k: v for k, v in after.items() if k != "seconds"} == {
+        k: v for k, v in before.items() if k != "seconds"
+    }
+
+
 def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path):
-    process = start(tmp_path / "run", FIELDS)
-    deadline = time.monotonic() + 100
-    while not (tmp_path / "run/checkpoints/2").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "run/result.json").exists()
-    assert "resumed after step" in finish(tmp_path / "run", FIELDS)
+    code, _ = stop(tmp_path / "run", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert "resumed after step" in finish(tmp_path / "run")
     assert_same_run(finished[0], tmp_path / "run")
 
 
-def test_a_run_stopped_between_checkpoints_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    config = small_config(**{"train.epochs": 2.0, "model.bn_axis": "global"})
-    result = train.train_and_evaluate(config, tmp_path / "whole")
-    assert result["best/step"] in (2, 4)
-
-    def stop(self, step, metrics, step_of=progress.Progress.step):
-        step_of(self, step, metrics)
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(progress.Progress, "step", stop)
-        train.train_and_evaluate(config, tmp_path / "stopped")
-    assert resflax.restore(tmp_path / "stopped").step == 2
-    resumed = train.train_and_evaluate(config, tmp_path / "stopped")
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
-    assert resumed["eval/loss"] == result["eval/loss"]
-
-    again = train.train_and_evaluate(config, tmp_path / "stopped")
-    assert again["eval/loss"] == result["eval/loss"]
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    code, errors = stop(tmp_path / "run", signal.SIGINT)
+    assert code == 130
+    assert f"--workdir {tmp_path / 'run'} goes on" in errors
+    assert "Traceback" not in errors
 
 
 def test_another_config_does_not_touch_the_run(finished):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    config = small_config(**{**FIELDS, "model.shortcut": "A"})
+    config = resflax.restore(workdir).config
+    config.model.shortcut = "A"
     with pytest.raises(ValueError, match=r"model\.shortcut: None -> 'A'"):
         train.train_and_evaluate(config, workdir)
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}

@@ -1,0 +1,77 @@
+import json
+import pathlib
+import runpy
+
+import pytest
+from small import config as small_config
+
+from resflax import config as config_lib
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("dataset", ["digits", "shapes"])
+def test_every_config_and_every_run_of_its_sweep_is_valid(path, dataset):
+    module = runpy.run_path(str(path))
+    for overrides in ({}, *module["sweep"]()):
+        config = module["get_config"](dataset)
+        config.lock()
+        config.update_from_flattened_dict(overrides)
+        config_lib.validate(config)
+    assert len(list(module["sweep"]())) > 1
+
+
+def test_json_keeps_every_field():
+    config = small_config(**{"optim.step_epochs": (30, 60), "model.se_stages": (3, 4)})
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert config_lib.difference(config, again) == []
+    assert again.optim.step_epochs == (30, 60)
+
+
+def test_difference_names_the_fields():
+    a, b = small_config(), small_config(**{"model.depth": 20, "optim.lr": 0.3})
+    assert config_lib.difference(a, b) == ["model.depth: 11 -> 20", "optim.lr: 0.1 -> 0.3"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"model": 3}', '{"no": 1}', '{"seed": "x"}'])
+def test_json_that_is_no_config_is_refused(text):
+    with pytest.raises(config_lib.ConfigError):
+        config_lib.from_json(text)
+
+
+def test_json_is_never_executed(tmp_path):
+    text = json.dumps({"seed": f"open({str(tmp_path / 'made')!r}, 'w')"})
+    with pytest.raises(config_lib.ConfigError):
+        config_lib.from_json(text)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("model.dtype", "float16", "'float32', 'bfloat16'"),
+        ("model.bn_axis", "all", "'device', 'global'"),
+        ("data.source", "mnist", "'digits', 'shapes'"),
+        ("optim.schedule", "linear", "'cosine', 'step'"),
+        ("parallel.mode", "pjit", "'shard_map', 'jit', 'pmap'"),
+        ("train.batch_size", 0, "at least 1"),
+        ("train.epochs", 0.0, "more than 0"),
+        ("train.epochs", float("nan"), "more than 0"),
+        ("train.epochs", float("inf"), "more than 0"),
+        ("train.label_smoothing", 1.0, "less than 1"),
+        ("train.ema_decay", -0.1, "at least 0"),
+        ("optim.lr", -1.0, "at least 0"),
+        ("optim.warmup_epochs", 3.0, "longer than config.train.epochs"),
+        ("optim.step_epochs", (60, 30), "must increase"),
+        ("data.image_size", 8, "at least 16"),
+        ("data.shapes.difficulty", 2.0, "from 0 to 1"),
+        ("seed", -1, "from 0"),
+        ("model.se_reduction", 1000, "at most"),
+        ("model.unit", "preact", "'full_preact'"),
+    ],
+)
+def test_a_field_out_of_range_is_refused(field, value, right):
+    with pytest.raises(config_lib.ConfigError, match=right) as error:
+        config_lib.validate(small_config(**{field: value}))
+    assert field.split(".")[-1] in str(error.value)

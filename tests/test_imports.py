@@ -1,0 +1,95 @@
+"""Imports point down only: this table is the architecture."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "resflax"
+
+# What each part of the package imports of the others; no more than this.
+ARROWS = {
+    "ops": set(),
+    "models": {"ops"},
+    "metrics": set(),
+    "train_state": set(),
+    "steps": {"metrics", "train_state"},
+    "parallel": set(),
+    "optimizers": set(),
+    "curves": set(),
+    "data": set(),
+    "config": {"data", "models", "parallel"},
+    "workdir": {"config", "data"},
+    "checkpoint": {"config", "data", "train_state", "workdir"},
+    "evaluate": {"data", "parallel", "train_state"},
+    "console": {"models"},
+    "writers": {"curves", "workdir"},
+    "progress": {"console", "writers"},
+    "train": {
+        "checkpoint", "config", "console", "data", "evaluate", "models", "optimizers",
+        "parallel", "progress", "steps", "train_state", "workdir", "writers",
+    },
+    "main": {"progress", "train"},
+    "__init__": {"checkpoint", "models"},
+}  # fmt: skip
+
+# A script that restores a checkpoint starts in the time jax takes.
+LIGHT = {"ops", "models", "metrics", "train_state", "steps"}
+HEAVY = {"tensorflow", "tensorflow_datasets", "ml_collections", "absl", "orbax", "sklearn"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "resflax":
+                yield from (f"resflax.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def part(path):
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = part(path)
+    names = [name.split(".") for name in imports(path)]
+    used = {name[1] for name in names if name[0] == "resflax" and len(name) > 1} - {own}
+    assert used <= ARROWS[own]
+    if own in LIGHT:
+        assert not HEAVY & {name[0] for name in names}
+    if own == "ops":
+        assert {name[0] for name in names} <= {"jax", "collections", "typing", "resflax"}
+
+
+def test_configs_import_only_the_base_config():
+    for path in (PACKAGE.parent / "configs").glob("*.py"):
+        assert {name for name in imports(path) if name.startswith("resflax")} == {"resflax.config"}
+
+
+def test_launch_does_not_import_models():
+    for path in (PACKAGE.parent / "launch").glob("*.py"):
+        assert not any(name.startswith("resflax.models") for name in imports(path))
+
+
+def test_importing_resflax_loads_nothing_heavy():
+    code = f"import sys, resflax; print(*[m for m in {sorted(HEAVY)} if m in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    # flax itself may load absl and ml_collections; it is what a script pays for anyway.
+    code = code.replace("resflax", "jax, flax.linen")
+    paid = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert set(loaded) <= set(paid)

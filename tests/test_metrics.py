@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resflax import metrics
+
+LOGITS = jnp.asarray([[2.0, 1.0, 0.0], [0.0, 0.0, 5.0], [1.0, 3.0, 2.0]])
+LABELS = jnp.asarray([0, 1, 2])
+
+
+def test_cross_entropy_is_minus_the_log_probability():
+    expected = -np.log(jax.nn.softmax(LOGITS))[np.arange(3), LABELS]
+    np.testing.assert_allclose(metrics.cross_entropy(LOGITS, LABELS), expected, rtol=1e-6)
+
+
+def test_label_smoothing_mixes_in_the_mean_over_all_classes():
+    log_probabilities = jax.nn.log_softmax(LOGITS)
+    hard = -log_probabilities[jnp.arange(3), LABELS]
+    expected = 0.9 * hard - 0.1 * log_probabilities.mean(-1)
+    np.testing.assert_allclose(metrics.cross_entropy(LOGITS, LABELS, 0.1), expected, rtol=1e-6)
+
+
+def test_top_k_counts_ranks():
+    np.testing.assert_array_equal(metrics.in_top_k(LOGITS, LABELS, 1), [1, 0, 0])
+    np.testing.assert_array_equal(metrics.in_top_k(LOGITS, LABELS, 2), [1, 0, 1])
+    np.testing.assert_array_equal(metrics.in_top_k(LOGITS, LABELS, 5), [1, 1, 1])
+
+
+@pytest.mark.parametrize("value", [0.0, jnp.nan, jnp.inf])
+def test_logits_that_say_nothing_are_not_right(value):
+    constant = jnp.full((3, 3), value)
+    np.testing.assert_array_equal(metrics.in_top_k(constant, LABELS, 1), [0, 0, 0])
+
+
+def test_sums_leave_out_what_is_masked():
+    mask = jnp.asarray([1.0, 0.0, 1.0])
+    sums = metrics.summed(LOGITS, LABELS, mask)
+    parts = [metrics.summed(LOGITS[i : i + 1], LABELS[i : i + 1], jnp.ones(1)) for i in (0, 2)]
+    for name, value in sums.items():
+        np.testing.assert_allclose(value, sum(part[name] for part in parts), rtol=1e-6)
+    assert sums["count"] == 2
