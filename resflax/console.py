@@ -27,7 +27,7 @@ class Console:
         """A line above the bar."""
         self._console.print(text, style=style, soft_wrap=True, markup=False)
 
-    def network(self, name: str, cost: Count) -> None:
+    def network(self, cost: Count) -> None:
         """A table of what each stage costs."""
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("part", "output", "parameters", "MACs"):
@@ -36,7 +36,7 @@ class Console:
             shape = " x ".join(map(str, row.output_shape))
             table.add_row(part, shape, f"{row.params:,}", f"{row.macs:,}")
         table.add_section()
-        table.add_row(name, "", f"{cost.params:,}", f"{cost.macs:,}", style="bold")
+        table.add_row("total", "", f"{cost.params:,}", f"{cost.macs:,}", style="bold")
         self._console.print(table)
 
     @contextlib.contextmanager
@@ -88,9 +88,11 @@ class Console:
 
 
 def stages(cost: Count) -> dict[str, Count]:
-    """The parts of a network with the blocks of a stage added up: 'stage3 (4 blocks)'."""
+    """The parts that have parameters, with the blocks of a stage added up: 'stage3 (4 blocks)'."""
     groups: dict[str, list[Count]] = {}
     for part, row in cost.parts.items():
+        if not row.params:
+            continue
         groups.setdefault(part.split("_block")[0], []).append(row)
 
     return {

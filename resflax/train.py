@@ -63,8 +63,8 @@ def train_and_evaluate(
         epochs=config.train.epochs,
         steps_per_epoch=batches.steps_per_epoch,
     )
-    state = _create_state(config, dataset, schedule, parallel)
     _introduce(console, config, dataset, parallel, workdir)
+    state = _create_state(config, dataset, schedule, parallel)
 
     with contextlib.ExitStack() as stack:
         # Order of restore: the run's own latest state, then a fresh one.
@@ -189,7 +189,9 @@ def _introduce(
 ) -> None:
     description = dataset.description
     model = config_lib.build_model(config, description.num_classes)
-    console.network(config.model.name, count(model, description.image_shape))
+    changes = ", ".join(f"{k} {v}" for k, v in config_lib.model_overrides(config).items())
+    console.print(f"{config.model.name} with {changes}")
+    console.network(count(model, description.image_shape))
     console.print(
         f"{description.name}: {len(dataset.train):,} training and {len(dataset.test):,} test "
         f"images, {' x '.join(map(str, description.image_shape))}, {description.num_classes} labels"

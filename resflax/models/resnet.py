@@ -137,7 +137,7 @@ class ResNet(nn.Module):
         for layer in unit.before:
             x = norm(name="norm")(x) if layer == "norm" else nn.relu(x)
         x = pool.global_avg_pool(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return nn.Dense(self.num_classes, kernel_init=layers.torch_uniform, name="head")(x)
 
     def _branch(self, stage: int, stride: int) -> residual.Branch:
