@@ -1,40 +1,103 @@
-"""Exact evaluation of a data set: every image counts once."""
+"""Exact evaluation of a data set, while training or of a run: every image counts once.
 
+python -m resflax.evaluate --workdir runs/... [--best | --step N]
+"""
+
+import argparse
+import functools
+import pathlib
+import sys
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 
-from resflax.data import pipeline
-from resflax.data.sources import ArraySource
+from resflax import checkpoint, steps
+from resflax.data import augmentation, pipeline, sources
 from resflax.parallel import DataParallel
-from resflax.train_state import TrainState
 
 
-def evaluate(
-    eval_step: Callable[..., dict[str, jax.Array]],
-    state: TrainState,
-    source: ArraySource,
-    *,
-    batch_size: int,
-    parallel: DataParallel,
-) -> dict[str, float]:
-    """Evaluates a state on all examples of a source.
+def evaluator(
+    model: nn.Module, dataset: sources.Dataset, batch_size: int, parallel: DataParallel
+) -> Callable[[Any], dict[str, float]]:
+    """A function from a network's variables to its metrics on all test images.
 
     Args:
-      eval_step: steps.eval_step over the devices.
-      state: on the devices.
-      source: of the examples.
+      model: a network of `create_model`.
+      dataset: its test images are evaluated.
       batch_size: over all processes and devices.
-      parallel: how batches are laid over them.
+      parallel: how batches are laid over the devices; the variables have to be laid so too.
 
     Returns:
-      'loss' (nats), 'top1' and 'top5' (fractions), means over the examples.
+      variables -> 'loss' (nats), 'top1' and 'top5' (fractions), means over the images.
     """
-    sums: list[dict[str, jax.Array]] = [
-        eval_step(state, parallel.put(batch)) for batch in pipeline.eval_batches(source, batch_size)
-    ]
-    # Added on the host, in double precision, after all batches have been dispatched.
-    fetched = [parallel.fetch(batch) for batch in sums]
-    total = {k: sum(batch[k] for batch in fetched) for k in fetched[0]}
-    count = total.pop("count")
-    return {k: value / count for k, value in total.items()}
+    description = dataset.description
+    eval_step = parallel.step(
+        functools.partial(
+            steps.eval_step,
+            axis_name=parallel.axis_name,
+            apply_fn=model.apply,
+            normalize=augmentation.normalizer(description.mean, description.std),
+        ),
+        donate_state=False,
+    )
+
+    def evaluate(variables: Any) -> dict[str, float]:
+        sums: list[dict[str, jax.Array]] = [
+            eval_step(variables, parallel.put(batch))
+            for batch in pipeline.eval_batches(dataset.test, batch_size)
+        ]
+        # Added on the host, in double precision, after all batches have been dispatched.
+        fetched = [parallel.fetch(batch) for batch in sums]
+        total = {name: sum(batch[name] for batch in fetched) for name in fetched[0]}
+        count = total.pop("count")
+        return {name: value / count for name, value in total.items()}
+
+    return evaluate
+
+
+def evaluate_run(
+    workdir: str | pathlib.Path, step: int | None = None, *, best: bool = False
+) -> dict[str, float]:
+    """Evaluates the network of a run on its test images, on one device.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; None: the latest.
+      best: instead of the latest, the one with the best evaluation.
+
+    Returns:
+      'step', and the metrics of `evaluator`.
+
+    Raises:
+      ValueError: if there is no such run, checkpoint or data.
+    """
+    run = checkpoint.restore_model(workdir, step, best=best)
+    parallel = DataParallel.over("jit", jax.devices()[:1])
+    dataset = sources.load(run.config.data)
+    evaluate = evaluator(run.model, dataset, run.config.eval.batch_size, parallel)
+    return {"step": run.step, **evaluate(run.variables)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the metrics of a run; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workdir", required=True, help="the run's directory")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="of the checkpoint; default: the latest")
+    which.add_argument("--best", action="store_true", help="the step with the best evaluation")
+    arguments = parser.parse_args(argv)
+    try:
+        m = evaluate_run(arguments.workdir, arguments.step, best=arguments.best)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"step {m['step']}  eval loss {m['loss']:.4f}  top-1 {m['top1']:.2%}  top-5 {m['top5']:.2%}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -80,21 +80,23 @@ def train_step(
 
 
 def eval_step(
-    state: TrainState,
+    variables: Any,
     batch: Batch,
     *,
     axis_name: str | None,
+    apply_fn: Callable[..., Any],
     normalize: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
     """The summed metrics of a batch (see metrics.summed) over all devices.
 
     Args:
-      state: its `eval_variables` are evaluated.
+      variables: 'params' and 'batch_stats'.
       batch: this device's examples; those whose mask is 0 count for nothing.
       axis_name: the mapped axis to sum over, or None.
+      apply_fn: the network's `apply`.
       normalize: from uint8 to normalised float images.
     """
-    logits = state.apply_fn(state.eval_variables, normalize(batch["image"]), train=False)
+    logits = apply_fn(variables, normalize(batch["image"]), train=False)
     sums = metrics.summed(logits, batch["label"], batch["mask"])
     return sums if axis_name is None else lax.psum(sums, axis_name)
 

@@ -5,8 +5,8 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
 import optax
@@ -16,7 +16,7 @@ from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.console import Console
 from resflax.data import augmentation, pipeline, sources
-from resflax.evaluate import evaluate
+from resflax.evaluate import evaluator
 from resflax.models import count
 from resflax.parallel import DataParallel
 from resflax.progress import Progress
@@ -57,36 +57,32 @@ def train_and_evaluate(
         workdir_lib.write_description(workdir, dataset.description)
     console = Console(active=is_main)
 
+    _introduce(console, config, dataset, parallel, workdir)
+
+    num_classes = dataset.description.num_classes
+    model = config_lib.build_model(config, num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(
         config.optim,
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
         steps_per_epoch=batches.steps_per_epoch,
     )
-    _introduce(console, config, dataset, parallel, workdir)
-    state = _create_state(config, dataset, schedule, parallel)
+    state = _create_state(config, model, dataset, schedule, parallel)
+    train_step = _train_step(config, dataset, parallel)
+    evaluate = evaluator(model, dataset, config.eval.batch_size, parallel)
 
     with contextlib.ExitStack() as stack:
         # Order of restore: the run's own latest state, then a fresh one.
         checkpointer = checkpoint.Checkpointer(workdir, config.checkpoint.keep)
         stack.callback(checkpointer.close)
-        first_step = 0
         restored = checkpointer.restore_latest(parallel.single(state), parallel.replicated)
         if restored is not None:
-            single, position = restored
-            first_step = int(single.step)
-            state = parallel.spread(single)
+            state, position = parallel.spread(restored[0]), restored[1]
             batches.seek(position)
+        first_step = int(parallel.single(state).step)
+        if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
 
-        train_step, eval_step = _compile(config, dataset, parallel)
-        evaluate_state = functools.partial(
-            evaluate,
-            eval_step,
-            source=dataset.test,
-            batch_size=config.eval.batch_size,
-            parallel=parallel,
-        )
         writer = stack.enter_context(MetricWriter(workdir, first_step)) if is_main else None
         progress = Progress(
             console,
@@ -114,7 +110,7 @@ def train_and_evaluate(
             # Before a state is saved, its own loss must have been seen to be finite.
             progress.step(step, parallel.fetch(metrics))
             metrics = None
-            results = evaluate_state(state)
+            results = evaluate(state.eval_variables)
             is_best = best is None or results["top1"] > best[1]
             if is_best:
                 best = step, results["top1"]
@@ -123,7 +119,7 @@ def train_and_evaluate(
                 checkpointer.save(parallel.single(state), batches.position, results)
 
         if results is None or best is None:  # there was no step left to do
-            results = evaluate_state(state)
+            results = evaluate(state.eval_variables)
             best = best or (total_steps, results["top1"])
 
     result = {f"eval/{name}": value for name, value in results.items()} | {
@@ -143,11 +139,11 @@ def _due(step: int, every_epochs: int, batches: pipeline.TrainBatches, total_ste
 
 def _create_state(
     config: ml_collections.ConfigDict,
+    model: nn.Module,
     dataset: sources.Dataset,
     schedule: optax.Schedule,
     parallel: DataParallel,
 ) -> TrainState:
-    model = config_lib.build_model(config, dataset.description.num_classes, parallel.axis_name)
     init = functools.partial(
         create_train_state,
         model,
@@ -159,25 +155,19 @@ def _create_state(
     return parallel.create(init)
 
 
-def _compile(
+def _train_step(
     config: ml_collections.ConfigDict, dataset: sources.Dataset, parallel: DataParallel
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The training and the evaluation step over the devices; compiled when first called."""
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The training step over the devices; compiled when first called."""
     normalize = augmentation.normalizer(dataset.description.mean, dataset.description.std)
-    train_step = functools.partial(
+    step = functools.partial(
         steps.train_step,
         axis_name=parallel.axis_name,
         augment=augmentation.augmenter(normalize, **config.augment),
         label_smoothing=config.train.label_smoothing,
         ema_decay=config.train.ema_decay,
     )
-    eval_step = functools.partial(
-        steps.eval_step, axis_name=parallel.axis_name, normalize=normalize
-    )
-    return (
-        parallel.step(train_step, donate_state=True),
-        parallel.step(eval_step, donate_state=False),
-    )
+    return parallel.step(step, donate_state=True)
 
 
 def _introduce(

@@ -23,7 +23,7 @@ ARROWS = {
     "config": {"data", "models", "parallel"},
     "workdir": {"config", "data"},
     "checkpoint": {"config", "data", "train_state", "workdir"},
-    "evaluate": {"data", "parallel", "train_state"},
+    "evaluate": {"checkpoint", "data", "parallel", "steps"},
     "console": {"models"},
     "writers": {"curves", "workdir"},
     "progress": {"console", "writers"},

@@ -28,8 +28,9 @@ def three_steps(mode, num_devices, bn_axis):
     parallel = DataParallel.over(mode, jax.devices()[:num_devices])
     dataset = sources.load(config.data)
     batches = pipeline.TrainBatches(dataset.train, batch_size=32, seed=0, put=parallel.put)
-    first = state = train._create_state(config, dataset, lambda step: 0.05, parallel)
-    train_step, _ = train._compile(config, dataset, parallel)
+    model = config_lib.build_model(config, 10, parallel.axis_name)
+    first = state = train._create_state(config, model, dataset, lambda step: 0.05, parallel)
+    train_step = train._train_step(config, dataset, parallel)
     compiled = train_step.lower(state, next(batches)).compile()
     batches.seek({"next_index": 0})
     for _ in range(3):

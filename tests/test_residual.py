@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import resflax
-from resflax.models import layers, residual
+from resflax.models import layers, residual, resnet
 from resflax.models.residual import UNITS, Unit
 
 LINEAR_SUM = Unit(after=("norm", "act"), last=("norm",))
@@ -127,8 +127,34 @@ def test_a_plain_block_is_its_branch():
 # --- units ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_each_unit_is_that_of_the_figure(unit):
+    x = _normal(0, 2, 5, 6, 8)
+    block = _block(residual.basic(8), "A", unit)
+    variables = _trained(block, x)
+    c1, c2 = (
+        functools.partial(_convolve, kernel=variables["params"][conv]["kernel"], stride=1)
+        for conv in ("conv1", "conv2")
+    )
+    n1, n2, n_sum = (
+        functools.partial(lambda name, y: _norm(y, variables, name), name)
+        for name in ("norm1", "norm2", "norm_sum")
+    )
+    relu = functools.partial(np.maximum, 0)
+    expected = {
+        "original": lambda: relu(x + n2(c2(relu(n1(c1(x)))))),
+        "bn_after_addition": lambda: relu(n_sum(x + c2(relu(n1(c1(x)))))),
+        "relu_before_addition": lambda: x + relu(n2(c2(relu(n1(c1(x)))))),
+        "relu_only_preact": lambda: x + n2(c2(relu(n1(c1(relu(x)))))),
+        "full_preact": lambda: x + c2(relu(n2(c1(relu(n1(x)))))),
+    }[unit]()
+    _assert_close(_apply(block, variables, x), expected)
+
+
 @pytest.mark.parametrize("branch", [residual.basic(8), residual.bottleneck(2)])
-@pytest.mark.parametrize("unit", ["original", *(u for u in UNITS if not UNITS[u].sum)])
+@pytest.mark.parametrize(
+    "unit", ["original", "relu_before_addition", "relu_only_preact", "full_preact"]
+)
 def test_a_unit_with_zero_init_starts_as_the_identity(unit, branch):
     x = _normal(0, 2, 6, 6, 8)
     evaluated, trained = (_block(branch, "A", unit, t, zero_init_last=True) for t in (False, True))
@@ -196,7 +222,7 @@ def test_a_preact_network_norms_once_more_before_the_head():
 @pytest.mark.parametrize("unit", UNITS)
 def test_gradients_reach_every_parameter(unit, shortcut):
     x = _normal(0, 4, 6, 6, 3)
-    model = resflax.models.resnet.ResNet(
+    model = resnet.ResNet(
         (1, 1), 5, "basic", 4, "cifar", shortcut=shortcut, unit=unit, se_reduction=1
     )
     variables = _trained(model, x, train=False)
@@ -308,6 +334,16 @@ def test_other_gates_have_their_range(gate, low, high):
 # --- branches ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("filters", "cardinality", "base_width", "width"),
+    [(64, 1, 64, 64), (64, 32, 4, 128), (512, 32, 4, 1024), (64, 8, 14, 112), (16, 4, 6, 4)],
+)
+def test_the_width_of_a_path_is_rounded_down(filters, cardinality, base_width, width):
+    specs = residual.bottleneck(filters, cardinality=cardinality, base_width=base_width)
+    assert [spec.filters for spec in specs] == [width, width, 4 * filters]
+    assert [spec.groups for spec in specs] == [1, cardinality, 1]
+
+
 @pytest.mark.parametrize("cardinality", [2, 8])
 def test_a_grouped_bottleneck_is_a_dense_one_with_a_block_diagonal_kernel(cardinality):
     x = _normal(0, 2, 5, 6, 12)
@@ -377,9 +413,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32():
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32"}
     logits, inner = _apply(model, variables, x, train=False, capture_intermediates=True)
     assert logits.dtype == jnp.float32
-    inner = inner["intermediates"]
-    blocks = [inner[name]["__call__"][0] for name in inner if name.startswith("stage")]
-    assert {str(y.dtype) for y in blocks} == {"bfloat16"}
+    images = [y for y in jax.tree.leaves(inner) if y.ndim == 4]
+    assert {str(y.dtype) for y in images} == {"bfloat16"}
     exact = _apply(model.clone(dtype=jnp.float32), variables, x, train=False)
     assert 1e-5 < np.abs(logits - exact).max() / np.abs(exact).max() < 0.05
 

@@ -1,0 +1,94 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resflax import steps
+from resflax.train_state import create_train_state
+
+
+class Scale(nn.Module):
+    """Logits (w, 0), and a running statistic that counts the steps."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        w = self.param("w", nn.initializers.ones, ())
+        count = self.variable("batch_stats", "count", jnp.zeros, ())
+        if train:
+            count.value += 1
+        return jnp.stack([w * jnp.ones(len(images)), jnp.zeros(len(images))], axis=-1)
+
+
+BATCH = {"image": jnp.zeros((4, 2, 2, 1), jnp.uint8), "label": jnp.asarray([0, 0, 0, 1])}
+
+
+def step(state, **settings):
+    return steps.train_step(state, BATCH, axis_name=None, augment=lambda keys, x: x, **settings)
+
+
+def state_of(ema=False):
+    return create_train_state(Scale(), optax.sgd(0.5), (2, 2, 1), seed=0, ema=ema)
+
+
+def test_a_step_descends_the_mean_loss():
+    state, metrics = step(state_of())
+    p = 1 / (1 + np.exp(-1.0))
+    np.testing.assert_allclose(metrics["loss"], -0.75 * np.log(p) - 0.25 * np.log(1 - p), rtol=1e-6)
+    np.testing.assert_allclose(metrics["top1"], 0.75)
+    np.testing.assert_allclose(metrics["grad_norm"], abs(p - 0.75), rtol=1e-5)
+    np.testing.assert_allclose(state.params["w"], 1 - 0.5 * (p - 0.75), rtol=1e-6)
+    assert state.step == 1
+    assert state.batch_stats["count"] == 1
+
+
+def test_label_smoothing_reaches_the_loss():
+    _, plain = step(state_of())
+    _, smooth = step(state_of(), label_smoothing=0.5)
+    assert smooth["loss"] > plain["loss"]
+
+
+def test_the_average_follows_parameters_and_statistics():
+    state = state_of(ema=True)
+    w, count = 1.0, 0.0
+    for i in range(4):
+        decay = min(0.3, (1 + i) / (10 + i))
+        state, _ = step(state, ema_decay=0.3)
+        w = decay * w + (1 - decay) * float(state.params["w"])
+        count = decay * count + (1 - decay) * (i + 1)
+    np.testing.assert_allclose(state.ema["params"]["w"], w, rtol=1e-6)
+    np.testing.assert_allclose(state.ema["batch_stats"]["count"], count, rtol=1e-6)
+    assert state.eval_variables is state.ema
+    assert state_of().eval_variables["params"]["w"] == 1.0
+
+
+def test_random_numbers_differ_between_steps_and_repeat_for_one():
+    seen = []
+
+    def augment(keys, images):
+        seen.append(np.asarray(jax.random.key_data(keys)))
+        return images
+
+    state = state_of()
+    first, _ = steps.train_step(state, BATCH, axis_name=None, augment=augment)
+    steps.train_step(first, BATCH, axis_name=None, augment=augment)
+    steps.train_step(state, BATCH, axis_name=None, augment=augment)
+    assert len(np.unique(seen[0], axis=0)) == 4
+    assert not np.array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("masked", [0, 3])
+def test_evaluation_sums_over_the_mask(masked):
+    batch = {**BATCH, "mask": jnp.ones(4).at[masked].set(0.0)}
+    state = state_of()
+    sums = steps.eval_step(
+        state.eval_variables,
+        batch,
+        axis_name=None,
+        apply_fn=state.apply_fn,
+        normalize=lambda x: x,
+    )
+    assert sums["count"] == 3
+    assert sums["top1"] == (2 if masked == 0 else 3)
