@@ -29,7 +29,8 @@ def three_steps(mode, num_devices, bn_axis):
     dataset = sources.load(config.data)
     batches = pipeline.TrainBatches(dataset.train, batch_size=32, seed=0, put=parallel.put)
     model = config_lib.build_model(config, 10, parallel.axis_name)
-    first = state = train._create_state(config, model, dataset, lambda step: 0.05, parallel)
+    # A small rate: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
+    first = state = train._create_state(config, model, dataset, lambda step: 0.01, parallel)
     train_step = train._train_step(config, dataset, parallel)
     compiled = train_step.lower(state, next(batches)).compile()
     batches.seek({"next_index": 0})
@@ -42,9 +43,9 @@ def three_steps(mode, num_devices, bn_axis):
     return ThreeSteps(jax.device_get(variables), compiled.as_text(), donated)
 
 
-def largest_difference(a, b):
-    differences = jax.tree.map(lambda x, y: np.abs(x - y).max(), a.variables, b.variables)
-    return max(jax.tree.leaves(differences))
+def largest_difference(a, b, collection="params"):
+    a, b = a.variables[collection], b.variables[collection]
+    return max(jax.tree.leaves(jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)))
 
 
 ONE_DEVICE = ("jit", 1, "global")
@@ -52,14 +53,16 @@ ONE_DEVICE = ("jit", 1, "global")
 
 @pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
 def test_eight_devices_with_global_batch_norm_compute_what_one_does(mode):
-    difference = largest_difference(three_steps(*ONE_DEVICE), three_steps(mode, 8, "global"))
-    assert difference < 1e-5
+    one, eight = three_steps(*ONE_DEVICE), three_steps(mode, 8, "global")
+    assert largest_difference(one, eight) < 1e-5
+    assert largest_difference(one, eight, "batch_stats") < 1e-5
 
 
 @pytest.mark.parametrize("mode", ["shard_map", "pmap"])
 def test_batch_norm_per_device_is_another_function(mode):
-    difference = largest_difference(three_steps(*ONE_DEVICE), three_steps(mode, 8, "device"))
-    assert difference > 1e-3
+    one, eight = three_steps(*ONE_DEVICE), three_steps(mode, 8, "device")
+    assert largest_difference(one, eight) > 1e-4
+    assert largest_difference(one, eight, "batch_stats") > 1e-2
 
 
 def test_shard_map_and_pmap_agree_on_batch_norm_per_device():
