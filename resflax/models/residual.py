@@ -66,9 +66,10 @@ def bottleneck(
     width = int(filters * base_width / 64) * cardinality
     first = width // 2 if halve_first else width
     if not first:
+        channels = 2 if halve_first and cardinality == 1 else 1
         raise ValueError(
             f"base_width {base_width} leaves a block of {filters} filters without channels; "
-            f"it must be at least {-(-64 // filters)}."
+            f"it must be at least {-(-64 * channels // filters)}."
         )
     strides = {"1x1": (stride, 1), "3x3": (1, stride)}[stride_in]
     return (

@@ -256,6 +256,11 @@ def _checked(model: ResNet) -> ResNet:
             raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
     if not 0.0 <= model.dropout < 1.0:
         raise ValueError(f"dropout {model.dropout} must be at least 0 and less than 1.")
+    if model.zero_init_last and model.unit == "relu_before_addition":
+        raise ValueError(
+            "zero_init_last: a branch that ends in a ReLU, as in unit 'relu_before_addition', "
+            "never leaves zero; the other units do."
+        )
     _check_stages(model)
     if model.block == "basic":
         _check_basic(model)
@@ -310,9 +315,13 @@ def _check_cardinality(model: ResNet) -> None:
 def _check_gates(model: ResNet) -> None:
     if model.se_reduction < 0:
         raise ValueError(f"se_reduction {model.se_reduction} must be 0 (no gates) or more.")
-    narrowest = model._branch(2, 1)[1 if model.se_integration == "3x3" else -1].filters
-    if model.se_integration == "pre":
-        narrowest = model.num_filters
+    if model.se_reduction and model.se_integration == "identity" and model.shortcut == "none":
+        raise ValueError("se_integration 'identity' needs a shortcut; a plain net has none.")
+    stage = min(model.se_stages or (2,))
+    narrowest = model._branch(stage, 1)[1 if model.se_integration == "3x3" else -1].filters
+    if model.se_integration == "pre":  # the gate sees what the stem or the stage before gives out
+        stem = 2 * model.num_filters if model.stem == "deep" else model.num_filters
+        narrowest = stem if stage == 2 else model._branch(stage - 1, 1)[-1].filters
     if model.se_reduction > narrowest:
         raise ValueError(
             f"se_reduction {model.se_reduction} leaves no unit of {narrowest} channels; "

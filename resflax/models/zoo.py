@@ -116,7 +116,7 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
 
 def override_names(name: str) -> list[str]:
     """The overrides that `create_model(name, ...)` takes."""
-    own = inspect.signature(VARIANTS[name].func).parameters
-    hidden = {"arguments", "stage_sizes", "parent", "name", "num_classes"}
-    fields = [f for f in inspect.signature(ResNet).parameters if f not in own]
-    return [key for key in [*own, *fields] if key not in hidden]
+    own = [p for p in inspect.signature(VARIANTS[name].func).parameters if p != "arguments"]
+    # The depth decides the stage sizes and, of four stages, the block.
+    decided = {"stage_sizes", "block", "num_classes", "parent", "name", *own}
+    return own + [field for field in inspect.signature(ResNet).parameters if field not in decided]
