@@ -59,7 +59,7 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Count:
         if isinstance(module, layers.Conv | nn.Dense):
             fan_in = args[0].shape[-1]
             if isinstance(module, layers.Conv):
-                fan_in = module.kernel_size**2 * fan_in // module.groups
+                fan_in = math.prod(module.window) * fan_in // module.groups
             macs[part] = macs.get(part, 0) + out.size * fan_in
             activations[part] = activations.get(part, 0) + out.size
         return out

@@ -21,39 +21,54 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
-    """Convolution without bias, padded symmetrically: 'same' for odd kernels, as in PyTorch.
+    """Convolution, padded symmetrically: to the same size for odd kernels, as in PyTorch.
 
     TensorFlow's 'SAME' pads strided windows unevenly on even sizes, so it sees other pixels.
 
     Attributes:
       filters: output channels.
-      kernel_size: side of the kernel, pixels.
+      kernel_size: side of the kernel, or its height and width, pixels.
       stride: step of the window, pixels.
       groups: the cardinality.
-      kernel_init: of the float32 kernel, [k, k, C_in / groups, filters].
+      padding: zeros before and after each row's and column's end: (height, width); None: half
+        the kernel.
+      use_bias: whether a bias is added.
+      kernel_init: of the float32 kernel, [k_h, k_w, C_in / groups, filters].
       dtype: of the computation.
     """
 
     filters: int
-    kernel_size: int = 1
+    kernel_size: int | tuple[int, int] = 1
     stride: int = 1
     groups: int = 1
+    padding: tuple[int, int] | None = None
+    use_bias: bool = False
     kernel_init: nn.initializers.Initializer = he_normal
     dtype: jnp.dtype = jnp.float32
 
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of the kernel."""
+        size = self.kernel_size
+        return (size, size) if isinstance(size, int) else size
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.filters)
+        """[N, H, W, C] -> [N, H', W', filters]; unpadded and strided sizes are rounded down."""
+        shape = (*self.window, x.shape[-1] // self.groups, self.filters)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        side = (self.kernel_size // 2, self.kernel_size // 2)
-        return conv_ops.conv2d(
+        padding = self.padding if self.padding is not None else [k // 2 for k in self.window]
+        y = conv_ops.conv2d(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             stride=self.stride,
-            padding=(side, side),
+            padding=[(p, p) for p in padding],
             groups=self.groups,
         )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
+            y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return y
 
 
 class SqueezeExcite(nn.Module):

@@ -28,6 +28,38 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: tuple[int, int]) -
     )
 
 
+def avg_pool(
+    x: jax.Array, window: int, stride: int, padding: int = 0, *, count_padding: bool = True
+) -> jax.Array:
+    """Mean over square windows.
+
+    Args:
+      x: float [N, H, W, C].
+      window: the side of the window, pixels.
+      stride: the step of the window, pixels.
+      padding: pixels of zeros on every side.
+      count_padding: divide by the whole window, as PyTorch and Caffe do by default, or by the
+        pixels of the image in it, as TensorFlow does.
+
+    Returns:
+      [N, H', W', C].
+    """
+
+    def sums(values: jax.Array) -> jax.Array:
+        return lax.reduce_window(
+            values,
+            0.0,
+            lax.add,
+            window_dimensions=(1, window, window, 1),
+            window_strides=(1, stride, stride, 1),
+            padding=((0, 0), (padding, padding), (padding, padding), (0, 0)),
+        )
+
+    if count_padding or not padding:
+        return sums(x) / window**2
+    return sums(x) / sums(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+
+
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over the positions, accumulated in float32: [N, H, W, C] -> float32 [N, C]."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
