@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     for heading in ("image", "parameters", "10^9 MACs"):
         table.add_column(heading, justify="right")
     for name in names:
-        side = 32 if name.startswith("cifar_") else 224
+        side = 32 if name.startswith(("cifar_", "wrn")) else 224
         cost = count(create_model(name), (side, side, 3))
         table.add_row(name, str(side), f"{cost.params:,}", f"{cost.macs / 1e9:.4f}")
     rich.console.Console().print(table)

@@ -55,7 +55,8 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Count:
         if context.method_name != "__call__" or not module.path:
             return out
         part = module.path[0]
-        shapes[part] = out.shape[1:]
+        if len(module.path) == 1:
+            shapes[part] = out.shape[1:]
         if isinstance(module, layers.Conv | nn.Dense):
             fan_in = args[0].shape[-1]
             if isinstance(module, layers.Conv):

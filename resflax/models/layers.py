@@ -1,5 +1,7 @@
 """The layers that every network is made of, with the parameters that `resflax.ops` computes on."""
 
+import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -33,6 +35,9 @@ class Conv(nn.Module):
       padding: zeros before and after each row's and column's end: (height, width); None: half
         the kernel.
       use_bias: whether a bias is added.
+      bias_init: of that bias.
+      paths: convolutions that it is computed as; see ops.conv.conv2d_by_paths.
+      add_paths: whether their results are added up.
       kernel_init: of the float32 kernel, [k_h, k_w, C_in / groups, filters].
       dtype: of the computation.
     """
@@ -43,6 +48,9 @@ class Conv(nn.Module):
     groups: int = 1
     padding: tuple[int, int] | None = None
     use_bias: bool = False
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    paths: int = 1
+    add_paths: bool = False
     kernel_init: nn.initializers.Initializer = he_normal
     dtype: jnp.dtype = jnp.float32
 
@@ -58,7 +66,12 @@ class Conv(nn.Module):
         shape = (*self.window, x.shape[-1] // self.groups, self.filters)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         padding = self.padding if self.padding is not None else [k // 2 for k in self.window]
-        y = conv_ops.conv2d(
+        convolve = conv_ops.conv2d
+        if self.paths > 1:
+            convolve = functools.partial(
+                conv_ops.conv2d_by_paths, paths=self.paths, add=self.add_paths
+            )
+        y = convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             stride=self.stride,
@@ -66,7 +79,7 @@ class Conv(nn.Module):
             groups=self.groups,
         )
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
+            bias = self.param("bias", self.bias_init, (self.filters,), jnp.float32)
             y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
@@ -101,6 +114,89 @@ class SqueezeExcite(nn.Module):
         gates = GATES[self.gate](gates).astype(self.dtype)
         return x * (gates if self.squeeze == "none" else gates[:, None, None, :])
 
+
+def norm(
+    kind: str,
+    *,
+    train: bool,
+    momentum: float,
+    epsilon: float,
+    axis_name: str | None,
+    dtype: jnp.dtype,
+) -> ModuleDef:
+    """The constructor of a network's norm layers.
+
+    Args:
+      kind: 'batch', 'group' (32 groups, or the most that divide the channels) or 'none'.
+      train: whether batch norm uses and updates the batch's statistics.
+      momentum: share of the old running statistics that a step keeps.
+      epsilon: added to the variance.
+      axis_name: the mapped axis over which batch norm averages; None: none.
+      dtype: of the result.
+    """
+    if kind == "none":
+        return Identity
+    if kind == "group":
+        return functools.partial(GroupNorm, epsilon=epsilon, dtype=dtype)
+    return functools.partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=momentum,
+        epsilon=epsilon,
+        axis_name=axis_name,
+        dtype=dtype,
+    )
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (arXiv 1803.08494) with the scale under the name that batch norm has.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: of the result.
+      scale_init: of the scale.
+    """
+
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> the same shape."""
+        groups = math.gcd(32, x.shape[-1])
+        norm = nn.GroupNorm(
+            groups, epsilon=self.epsilon, dtype=self.dtype, scale_init=self.scale_init, name="group"
+        )
+        return norm(x)
+
+
+class Identity(nn.Module):
+    """Nothing, in the place of a norm."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns x."""
+        return x
+
+
+# What stands between the layers. The papers use ReLU.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "sigmoid": nn.sigmoid,
+    "tanh": nn.tanh,
+    "leaky_relu": nn.leaky_relu,
+    "silu": nn.silu,
+}
+
+# Initialisations of the convolutions' kernels.
+INITS: dict[str, nn.initializers.Initializer] = {
+    "he_fan_out": he_normal,
+    "he_fan_in": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
+    "glorot": nn.initializers.variance_scaling(1.0, "fan_avg", "normal"),
+    "lecun": nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
+    "gaussian": nn.initializers.normal(0.01),
+}
 
 SQUEEZES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "avg": pool.global_avg_pool,

@@ -6,6 +6,7 @@
 | shortcut | how x reaches the sum: 'A', 'B', 'C', 'none' | a name                                 |
 | unit     | the order of norm, activation and addition   | a row of UNITS                         |
 | gate     | squeeze-excite, and where it stands          | a module constructor and a name        |
+| skip     | what is done to x and F(x) before the sum    | a module constructor out of SKIPS      |
 """
 
 import dataclasses
@@ -18,20 +19,34 @@ import jax.numpy as jnp
 from resflax.models.layers import ModuleDef
 
 SHORTCUTS = ("A", "B", "C", "none")
+SKIPS = (
+    "identity",
+    "constant_scaling",
+    "exclusive_gating",
+    "shortcut_gating",
+    "conv1x1",
+    "dropout",
+)
+FORMS = ("a", "b", "c")
 SE_INTEGRATIONS = ("standard", "pre", "post", "identity", "3x3")
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
-    """One convolution of a branch: output channels, side of the kernel, stride, cardinality."""
+    """One convolution of a branch: see layers.Conv."""
 
     filters: int
     kernel_size: int
     stride: int = 1
     groups: int = 1
+    paths: int = 1
+    add_paths: bool = False
 
 
 Branch = tuple[ConvSpec, ...]
+
+# The shortcut's and the branch's term of the sum.
+Terms = tuple[jax.Array, jax.Array]
 
 
 def basic(filters: int, stride: int = 1) -> Branch:
@@ -47,8 +62,9 @@ def bottleneck(
     base_width: int = 64,
     stride_in: str = "3x3",
     halve_first: bool = False,
+    form: str = "c",
 ) -> Branch:
-    """1x1, 3x3, 1x1 convolutions (He 2015, Figure 5, right; ResNeXt, 1611.05431, Figure 3c).
+    """1x1, 3x3, 1x1 convolutions (He 2015, Figure 5, right; ResNeXt, 1611.05431, Figure 3).
 
     Args:
       filters: a quarter of the output channels.
@@ -59,6 +75,9 @@ def bottleneck(
         '3x3' (Torch, torchvision, ResNeXt).
       halve_first: half as many channels out of the first convolution (SENet-154; SE, 1709.01507,
         appendix).
+      form: which of the three equal forms of the figure is computed: 'a' (paths that are added
+        up), 'b' (paths that are concatenated) or 'c' (grouped). Norms and activations act on each
+        channel alone, so that they are the same for paths apart and together.
 
     Raises:
       ValueError: if the width comes out as nothing, or cannot be halved.
@@ -72,10 +91,12 @@ def bottleneck(
             f"it must be at least {-(-64 * channels // filters)}."
         )
     strides = {"1x1": (stride, 1), "3x3": (1, stride)}[stride_in]
+    paths = 1 if form == "c" else cardinality
+    added = cardinality if form == "a" else 1
     return (
-        ConvSpec(first, 1, strides[0]),
-        ConvSpec(width, 3, strides[1], cardinality),
-        ConvSpec(4 * filters, 1),
+        ConvSpec(first, 1, strides[0], paths=paths),
+        ConvSpec(width, 3, strides[1], cardinality, paths=paths),
+        ConvSpec(4 * filters, 1, paths=added, add_paths=added > 1),
     )
 
 
@@ -120,6 +141,88 @@ class Projection(nn.Module):
         return x if self.norm is None else self.norm(name="norm")(x)
 
 
+class Scaling(nn.Module):
+    """Both terms of the sum times a constant (1603.05027, Section 3.1, constant scaling)."""
+
+    skip_scale: float
+    residual_scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shortcut: jax.Array, residual: jax.Array) -> Terms:
+        """Returns the two terms, scaled."""
+        return shortcut * self.skip_scale, residual * self.residual_scale
+
+
+class Gating(nn.Module):
+    """The shortcut is gated by 1 - g(x) (1603.05027, Section 3.1, exclusive and shortcut-only).
+
+    g is a 1x1 convolution with a bias and a sigmoid, as in highway networks; in units that change
+    the shape it has the unit's stride and channels.
+
+    Attributes:
+      bias: initial, of g: the more negative, the more open the shortcut.
+      exclusive: whether F is gated by g.
+      conv: constructor of the convolution.
+    """
+
+    bias: float
+    exclusive: bool
+    conv: ModuleDef
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shortcut: jax.Array, residual: jax.Array) -> Terms:
+        """Returns the two terms, gated."""
+        stride = -(-x.shape[1] // shortcut.shape[1])
+        conv = self.conv(
+            shortcut.shape[-1],
+            stride=stride,
+            use_bias=True,
+            bias_init=nn.initializers.constant(self.bias),
+            name="conv",
+        )
+        gate = nn.sigmoid(conv(x))
+        return shortcut * (1 - gate), residual * gate if self.exclusive else residual
+
+
+class ShortcutDropout(nn.Module):
+    """Dropout on the shortcut's output (1603.05027, Section 3.1)."""
+
+    train: bool
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shortcut: jax.Array, residual: jax.Array) -> Terms:
+        """Returns the two terms, the shortcut with holes."""
+        return nn.Dropout(self.rate, deterministic=not self.train)(shortcut), residual
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang 2016, arXiv 1603.09382): the residual branch is left out at random.
+
+    Attributes:
+      rate: the probability of that.
+      mode: 'batch': one draw for all images of a device, nothing rescaled in training, and times
+        1 - rate in evaluation, as published; 'sample': a draw for each image, those kept divided
+        by 1 - rate in training, as became usual. The branch is computed all the same, so its
+        running statistics move also where it is left out.
+      train: whether anything is left out.
+    """
+
+    rate: float
+    mode: str
+    train: bool
+
+    @nn.compact
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> the same shape."""
+        keep = 1.0 - self.rate
+        if not self.train:
+            return y * keep if self.mode == "batch" else y
+        shape = (1 if self.mode == "batch" else y.shape[0], 1, 1, 1)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape).astype(y.dtype)
+        return y * kept if self.mode == "batch" else y * kept / keep
+
+
 def zero_padded_identity(x: jax.Array, filters: int, stride: int) -> jax.Array:
     """Option A (He 2015, Section 3.3): subsamples, and appends channels of zeros; no parameters.
 
@@ -156,6 +259,8 @@ class ResidualBlock(nn.Module):
       se_integration: where the gate stands (SE, 1709.01507, Figure 5): 'standard' at the end of
         the branch, 'pre' before it, 'post' after the block, 'identity' on the shortcut, '3x3'
         after the 3x3 convolution of a bottleneck.
+      skip: constructor of what is done to the two terms before their sum, or None.
+      drop_path: constructor of what leaves the branch out at random, or None.
       projection_kernel: side of the projection's kernel.
       zero_init_last: start as the identity: the last norm's scale, or in pre-activation units the
         last kernel, is zero (Goyal 2017, arXiv 1706.02677, Section 5.1).
@@ -170,6 +275,8 @@ class ResidualBlock(nn.Module):
     act: Callable[[jax.Array], jax.Array] = nn.relu
     gate: ModuleDef | None = None
     se_integration: str = "standard"
+    skip: ModuleDef | None = None
+    drop_path: ModuleDef | None = None
     projection_kernel: int = 1
     zero_init_last: bool = False
     first: bool = False
@@ -190,8 +297,13 @@ class ResidualBlock(nn.Module):
         y = self._gate("pre", y)
         y = self._branch(y)
         y = self._gate("standard", y)
+        if self.drop_path is not None:
+            y = self.drop_path(name="drop_path")(y)
         if self.shortcut != "none":
-            y = self._gate("identity", self._shortcut(source, filters, stride, reshapes)) + y
+            shortcut = self._gate("identity", self._shortcut(source, filters, stride, reshapes))
+            if self.skip is not None:
+                shortcut, y = self.skip(name="skip")(source, shortcut, y)
+            y = shortcut + y
         y = self._apply(self.unit.sum, "norm_sum", y)
         return self._gate("post", y)
 

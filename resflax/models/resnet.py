@@ -46,21 +46,35 @@ class ResNet(nn.Module):
       num_classes: units of the classifier.
       block: 'basic' or 'bottleneck'.
       num_filters: of the first stage; a bottleneck block gives out four times as many.
+      stem_filters: of the stem; None: as many as in the first stage.
       stem: 'imagenet' (7x7/2, then 3x3/2 max-pool), 'cifar' (3x3, no pool) or 'deep' (three 3x3,
         then a 3x3/2 max-pool that rounds up; SENet-154).
       cardinality: groups of the 3x3 convolutions of bottleneck blocks (ResNeXt, 1611.05431).
       base_width: channels of a group where a block has 64 filters; in proportion elsewhere.
       stride_in: the convolution of a bottleneck that has the stride: '1x1' or '3x3'.
       halve_first: half the width out of a bottleneck's first convolution (SENet-154).
+      form: which of the equal forms of a ResNeXt block is computed, 'a', 'b' or 'c'; see
+        residual.bottleneck.
       shortcut: 'A', 'B', 'C' or 'none'; see residual.ResidualBlock.
       projection_kernel: side of the projections' kernels, from stage 3 on (stage 2: always 1).
       unit: order of norm, activation and addition; a name in residual.UNITS.
+      skip: what is done on the identity path (1603.05027, Table 1): 'identity',
+        'constant_scaling' (by skip_scale, and F by residual_scale), 'exclusive_gating',
+        'shortcut_gating' (gate_bias: the gates' initial bias), 'conv1x1' (option C), 'dropout'.
+      skip_scale, residual_scale, gate_bias: of `skip`.
+      drop_path: probability that the last block's branch is left out in training; it grows
+        linearly from the first block on. See residual.DropPath.
+      drop_path_mode: 'batch', the l-th of L blocks at l / L of it (1603.09382, Section 3), or
+        'sample', at (l - 1) / (L - 1) of it.
       se_reduction: of the squeeze-excite gates; 0: no gates.
       se_squeeze, se_gate, se_bias: see layers.SqueezeExcite.
       se_stages: the stages that have gates, 2 to 5; None: all.
       se_integration: where the gate stands in the block; see residual.ResidualBlock.
       zero_init_last: every residual branch starts as zero.
       dropout: rate before the classifier.
+      act: the activation; a name in layers.ACTIVATIONS.
+      norm: 'batch', 'group' or 'none' (the convolutions then have biases).
+      kernel_init: of the convolutions' kernels; a name in layers.INITS.
       bn_momentum: share of the old running statistics that a training step keeps.
       bn_epsilon: added to the variance.
       axis_name: the mapped axis over which batch norm averages its statistics; None: none.
@@ -71,14 +85,22 @@ class ResNet(nn.Module):
     num_classes: int = 1000
     block: str = "bottleneck"
     num_filters: int = 64
+    stem_filters: int | None = None
     stem: str = "imagenet"
     cardinality: int = 1
     base_width: int = 64
     stride_in: str = "3x3"
     halve_first: bool = False
+    form: str = "c"
     shortcut: str = "B"
     projection_kernel: int = 1
     unit: str = "original"
+    skip: str = "identity"
+    skip_scale: float = 1.0
+    residual_scale: float = 1.0
+    gate_bias: float = 0.0
+    drop_path: float = 0.0
+    drop_path_mode: str = "batch"
     se_reduction: int = 0
     se_squeeze: str = "avg"
     se_gate: str = "sigmoid"
@@ -87,6 +109,9 @@ class ResNet(nn.Module):
     se_integration: str = "standard"
     zero_init_last: bool = False
     dropout: float = 0.0
+    act: str = "relu"
+    norm: str = "batch"
+    kernel_init: str = "he_fan_out"
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     axis_name: str | None = None
@@ -107,35 +132,49 @@ class ResNet(nn.Module):
           ValueError: if `images` has not four axes, or is too small for the stem.
         """
         self._check_images(images)
-        conv = functools.partial(layers.Conv, dtype=self.dtype)
-        norm = functools.partial(
-            nn.BatchNorm,
-            use_running_average=not train,
+        conv = functools.partial(
+            layers.Conv,
+            use_bias=self.norm == "none",
+            kernel_init=layers.INITS[self.kernel_init],
+            dtype=self.dtype,
+        )
+        norm = layers.norm(
+            self.norm,
+            train=train,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
+        act = layers.ACTIVATIONS[self.act]
         unit = residual.UNITS[self.unit]
-        x = Stem(self.stem, self.num_filters, conv, norm, nn.relu, name="stem")(images)
+        # Option C is the 1x1 convolution on every shortcut, with the norm that projections have.
+        shortcut = "C" if self.skip == "conv1x1" else self.shortcut
+        skip = self._skip(conv, train)
+        stem_filters = self.stem_filters or self.num_filters
+        x = Stem(self.stem, stem_filters, conv, norm, act, name="stem")(images)
+        number = 0
         for stage, size in enumerate(self.stage_sizes, start=2):
             for i in range(1, size + 1):
+                number += 1
                 x = residual.ResidualBlock(
                     self._branch(stage, stride=2 if stage > 2 and i == 1 else 1),
-                    self.shortcut,
+                    shortcut,
                     unit,
                     conv,
                     norm,
-                    nn.relu,
+                    act,
                     self._gate(stage),
                     self.se_integration,
+                    skip,
+                    self._drop_path(number, train),
                     self.projection_kernel if stage > 2 else 1,
                     self.zero_init_last,
                     first=stage == 2 and i == 1,
                     name=f"stage{stage}_block{i}",
                 )(x)
         for layer in unit.before:
-            x = norm(name="norm")(x) if layer == "norm" else nn.relu(x)
+            x = norm(name="norm")(x) if layer == "norm" else act(x)
         x = pool.global_avg_pool(x)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return nn.Dense(self.num_classes, kernel_init=layers.torch_uniform, name="head")(x)
@@ -151,6 +190,26 @@ class ResNet(nn.Module):
             base_width=self.base_width,
             stride_in=self.stride_in,
             halve_first=self.halve_first,
+            form=self.form,
+        )
+
+    def _skip(self, conv: layers.ModuleDef, train: bool) -> layers.ModuleDef | None:
+        if self.skip == "constant_scaling":
+            return functools.partial(residual.Scaling, self.skip_scale, self.residual_scale)
+        if self.skip in ("exclusive_gating", "shortcut_gating"):
+            exclusive = self.skip == "exclusive_gating"
+            return functools.partial(residual.Gating, self.gate_bias, exclusive, conv)
+        if self.skip == "dropout":
+            return functools.partial(residual.ShortcutDropout, train)
+        return None
+
+    def _drop_path(self, number: int, train: bool) -> layers.ModuleDef | None:
+        if not self.drop_path:
+            return None
+        blocks = sum(self.stage_sizes)
+        share = number / blocks if self.drop_path_mode == "batch" else (number - 1) / (blocks - 1)
+        return functools.partial(
+            residual.DropPath, self.drop_path * share, self.drop_path_mode, train
         )
 
     def _gate(self, stage: int) -> layers.ModuleDef | None:
@@ -242,11 +301,36 @@ def cifar_resnet(depth: int = 20, block: str = "basic", **arguments: Any) -> Res
     return _checked(ResNet((size,) * 3, block=block, **arguments))
 
 
+def wide_resnet(depth: int = 28, width: int = 10, **arguments: Any) -> ResNet:
+    """A Wide ResNet for 32x32 images (Zagoruyko 2016, arXiv 1605.07146, Table 1).
+
+    Args:
+      depth: 6n + 4, n basic blocks in each of three stages.
+      width: multiplies the filters of the stages, 16, 32 and 64.
+      **arguments: of `ResNet`.
+
+    Raises:
+      ValueError: if the depth is not of that form, or the arguments do not fit together.
+    """
+    size, rest = divmod(depth - 4, 6)
+    if rest or size < 1:
+        raise ValueError(f"depth {depth} is not 6n + 4: 10, 16, 22, 28, 34, 40, ...")
+    form = {"num_classes": 10, "unit": "full_preact", "stem": "cifar", "stem_filters": 16}
+    arguments = {**form, "num_filters": 16 * width, **arguments}
+    return _checked(ResNet((size,) * 3, block="basic", **arguments))
+
+
 def _checked(model: ResNet) -> ResNet:
     """Returns `model`, or raises ValueError where its axes do not fit together."""
     _check_choice("shortcut", model.shortcut, residual.SHORTCUTS)
     _check_choice("unit", model.unit, residual.UNITS)
     _check_choice("stem", model.stem, STEMS)
+    _check_choice("form", model.form, residual.FORMS)
+    _check_choice("skip", model.skip, residual.SKIPS)
+    _check_choice("drop_path_mode", model.drop_path_mode, ("batch", "sample"))
+    _check_choice("act", model.act, layers.ACTIVATIONS)
+    _check_choice("norm", model.norm, ("batch", "group", "none"))
+    _check_choice("kernel_init", model.kernel_init, layers.INITS)
     _check_choice("stride_in", model.stride_in, ("1x1", "3x3"))
     _check_choice("se_squeeze", model.se_squeeze, layers.SQUEEZES)
     _check_choice("se_gate", model.se_gate, layers.GATES)
@@ -254,8 +338,10 @@ def _checked(model: ResNet) -> ResNet:
     for name in ("num_classes", "num_filters", "cardinality", "base_width", "projection_kernel"):
         if getattr(model, name) < 1:
             raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
-    if not 0.0 <= model.dropout < 1.0:
-        raise ValueError(f"dropout {model.dropout} must be at least 0 and less than 1.")
+    for name in ("dropout", "drop_path"):
+        if not 0.0 <= getattr(model, name) < 1.0:
+            raise ValueError(f"{name} {getattr(model, name)} must be at least 0 and less than 1.")
+    _check_shortcut(model)
     if model.zero_init_last and model.unit == "relu_before_addition":
         raise ValueError(
             "zero_init_last: a branch that ends in a ReLU, as in unit 'relu_before_addition', "
@@ -277,6 +363,15 @@ def _check_choice(name: str, value: str, choices: Sequence[str] | dict[str, Any]
 
 def _listed(choices) -> str:
     return ", ".join(repr(choice) for choice in choices)
+
+
+def _check_shortcut(model: ResNet) -> None:
+    if model.shortcut == "none" and (model.skip != "identity" or model.drop_path):
+        raise ValueError(
+            f"skip {model.skip!r} and drop_path {model.drop_path} need a shortcut: 'A', 'B' or 'C'."
+        )
+    if model.zero_init_last and model.norm == "none":
+        raise ValueError("zero_init_last needs a norm with a scale: norm 'batch' or 'group'.")
 
 
 def _check_stages(model: ResNet) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from resflax.models.resnet import ResNet, cifar_resnet, resnet
+from resflax.models.resnet import ResNet, cifar_resnet, resnet, wide_resnet
 
 _HE_BOTTLENECK: dict[str, Any] = {"block": "bottleneck", "stride_in": "1x1"}
 _PREACT: dict[str, Any] = {"unit": "full_preact"}
@@ -69,6 +69,8 @@ def _cifar_resnets() -> dict[str, functools.partial[ResNet]]:
         table[f"cifar_resnext29_{cardinality}x64d"] = functools.partial(
             cifar_resnet, depth=29, block="bottleneck", num_filters=64, cardinality=cardinality
         )
+    for depth, width in ((28, 10), (40, 4)):
+        table[f"wrn{depth}_{width}"] = functools.partial(wide_resnet, depth=depth, width=width)
     return table
 
 

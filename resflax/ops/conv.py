@@ -8,6 +8,7 @@ convolutions, each over several groups with a block-diagonal kernel, takes a fra
 (form b of Figure 3 of ResNeXt, arXiv 1611.05431, with a few groups to a path).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -64,6 +65,42 @@ def conv2d(
     if lowering == "blocks":
         return _blocks(x, kernel, stride, padding, groups)
     return _lax(x, kernel, stride, padding, groups)
+
+
+def conv2d_by_paths(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    paths: int,
+    add: bool,
+    stride: int = 1,
+    padding: Padding = ((0, 0), (0, 0)),
+    groups: int = 1,
+) -> jax.Array:
+    """A convolution computed path by path: forms a and b of Figure 3 of ResNeXt (1611.05431).
+
+    Args:
+      x: images, [N, H, W, C_in].
+      kernel: filters of all paths, [k_h, k_w, C_in / groups, C_out].
+      paths: how many convolutions to compute.
+      add: whether each path has its part of the input, and their results are added up; otherwise
+        each gives its part of the output, out of the whole input or, where `groups` is `paths`,
+        its part of it.
+      stride: see conv2d.
+      padding: see conv2d.
+      groups: 1, or `paths` where the results are not added up.
+
+    Returns:
+      What `conv2d` gives, up to rounding.
+    """
+    own_input = add or groups == paths
+    inputs = jnp.split(x, paths, axis=-1) if own_input else [x] * paths
+    kernels = jnp.split(kernel, paths, axis=2 if add else 3)
+    outputs = [
+        conv2d(part, weights, stride=stride, padding=padding)
+        for part, weights in zip(inputs, kernels, strict=True)
+    ]
+    return functools.reduce(jnp.add, outputs) if add else jnp.concatenate(outputs, axis=-1)
 
 
 def _choose_lowering(platform: str, *, pointwise: bool, groups: int) -> Lowering:
