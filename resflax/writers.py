@@ -58,7 +58,11 @@ class MetricWriter:
     def _draw(self) -> None:
         lines = curves.read_metrics(self._workdir / workdir_lib.METRICS)
         if lines:
-            curves.plot_curves(lines, self._workdir / workdir_lib.CURVES, title=self._workdir.name)
+            curves.plot_curves(
+                lines,
+                self._workdir / workdir_lib.CURVES,
+                title=f"{self._workdir.parent.name}/{self._workdir.name}",
+            )
         self._drawn = time.monotonic()
 
 
