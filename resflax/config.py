@@ -142,8 +142,13 @@ def build_model(
     )
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError for the first thing in the config that cannot be."""
+def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
+    """Raises ConfigError for the first thing in the config that cannot be.
+
+    Args:
+      config: of a run.
+      num_devices: that will share its batches.
+    """
     _choice(config, "model.dtype", DTYPES)
     try:
         create_model(config.model.name, **model_overrides(config))
@@ -185,10 +190,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     if list(config.optim.step_epochs) != sorted(config.optim.step_epochs):
         raise ConfigError(f"config.optim.step_epochs {config.optim.step_epochs} must increase.")
+    _validate_devices(config, num_devices)
 
 
-def validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
-    """Raises ConfigError if the batches, or batch norm, do not fit the devices."""
+def _validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
     for field in ("train.batch_size", "eval.batch_size"):
         size = _get(config, field)
         if size % num_devices:

@@ -7,18 +7,15 @@ import ml_collections
 import optax
 
 
-def learning_rate(
-    config: ml_collections.ConfigDict, *, batch_size: int, epochs: float, steps_per_epoch: int
-) -> optax.Schedule:
+def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate by step.
 
     Args:
-      config: `config.optim`. The peak is `lr` per 256 images (Goyal 2017, arXiv 1706.02677),
-        reached linearly from zero in `warmup_epochs`.
-      batch_size: images a step, over all devices.
-      epochs: the length of the run.
+      config: of the run. The peak is `optim.lr` per 256 images of a batch (Goyal 2017, arXiv
+        1706.02677), reached linearly from zero in `optim.warmup_epochs`.
       steps_per_epoch: steps in an epoch.
     """
+    epochs, batch_size, config = config.train.epochs, config.train.batch_size, config.optim
     peak = config.lr * batch_size / 256
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = round(epochs * steps_per_epoch)

@@ -23,23 +23,23 @@ class Progress:
         self,
         console: Console,
         writer: MetricWriter | None,
+        learning_rate: Callable[[int], float],
         *,
         total_steps: int,
         steps_per_epoch: int,
         batch_size: int,
         every_steps: int,
-        learning_rate: Callable[[int], float],
     ):
         """Starts the clock.
 
         Args:
           console: shows every step.
           writer: takes the means of every `every_steps` steps; None: nobody does.
+          learning_rate: of the update that follows so many steps.
           total_steps: steps of the run.
           steps_per_epoch: steps in an epoch.
           batch_size: images a step.
           every_steps: steps between two lines of metrics.
-          learning_rate: of the update that follows so many steps.
         """
         self._console = console
         self._writer = writer

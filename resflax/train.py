@@ -42,10 +42,8 @@ def train_and_evaluate(
       NonFiniteError: if the loss or gradient is not finite; the last good checkpoint is kept.
     """
     start = time.monotonic()
-    config_lib.validate(config)
+    config_lib.validate(config, jax.device_count())
     parallel = DataParallel.over(config.parallel.mode)
-    config_lib.validate_devices(config, parallel.num_devices)
-
     dataset = sources.load(config.data)
     batches = pipeline.TrainBatches(
         dataset.train, batch_size=config.train.batch_size, seed=config.seed, put=parallel.put
@@ -61,12 +59,7 @@ def train_and_evaluate(
 
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
-    schedule = optimizers.learning_rate(
-        config.optim,
-        batch_size=config.train.batch_size,
-        epochs=config.train.epochs,
-        steps_per_epoch=batches.steps_per_epoch,
-    )
+    schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
     state = _create_state(config, model, dataset, schedule, parallel)
     train_step = _train_step(config, dataset, parallel)
     evaluate = evaluator(model, dataset, config.eval.batch_size, parallel)
@@ -87,16 +80,16 @@ def train_and_evaluate(
         progress = Progress(
             console,
             writer,
+            schedule,
             total_steps=total_steps,
             steps_per_epoch=batches.steps_per_epoch,
             batch_size=config.train.batch_size,
             every_steps=config.log.every_steps,
-            learning_rate=schedule,
         )
         stack.enter_context(console.bar(first_step, total_steps))
 
         results = None
-        best = checkpointer.best
+        best = checkpointer.best or (0, -1.0)
         metrics: dict[str, jax.Array] | None = None
         for step in range(first_step + 1, total_steps + 1):
             last_metrics = metrics
@@ -111,16 +104,15 @@ def train_and_evaluate(
             progress.step(step, parallel.fetch(metrics))
             metrics = None
             results = evaluate(state.eval_variables)
-            is_best = best is None or results["top1"] > best[1]
+            is_best = results["top1"] > best[1]
             if is_best:
                 best = step, results["top1"]
             progress.evaluation(step, results, is_best)
             if saves or is_best:
                 checkpointer.save(parallel.single(state), batches.position, results)
 
-        if results is None or best is None:  # there was no step left to do
+        if results is None:  # there was no step left to do
             results = evaluate(state.eval_variables)
-            best = best or (total_steps, results["top1"])
 
     result = {f"eval/{name}": value for name, value in results.items()} | {
         "best/step": best[0],

@@ -15,11 +15,11 @@ def progress(writer=None, every_steps=2, console=None):
     return Progress(
         console or Console(active=False),
         writer,
+        lambda step: 0.1 * step,
         total_steps=5,
         steps_per_epoch=2,
         batch_size=8,
         every_steps=every_steps,
-        learning_rate=lambda step: 0.1 * step,
     )
 
 

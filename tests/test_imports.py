@@ -69,7 +69,13 @@ def test_imports_point_down(path):
     if own in LIGHT:
         assert not HEAVY & {name[0] for name in names}
     if own == "ops":
-        assert {name[0] for name in names} <= {"jax", "collections", "typing", "resflax"}
+        assert {name[0] for name in names} <= {
+            "jax",
+            "collections",
+            "functools",
+            "typing",
+            "resflax",
+        }
 
 
 def test_configs_import_only_the_base_config():

@@ -8,8 +8,9 @@ from resflax import optimizers
 
 
 def schedule(**fields):
-    optim = small_config(**{f"optim.{k}": v for k, v in fields.items()}).optim
-    return optimizers.learning_rate(optim, batch_size=512, epochs=10.0, steps_per_epoch=100)
+    config = small_config(**{f"optim.{k}": v for k, v in fields.items()})
+    config.train.update(batch_size=512, epochs=10.0)
+    return optimizers.learning_rate(config, steps_per_epoch=100)
 
 
 def test_cosine_goes_from_the_scaled_peak_to_zero():

@@ -92,4 +92,4 @@ def test_batches_are_not_gathered(mode):
 )
 def test_what_does_not_fit_the_devices_is_refused(fields, right):
     with pytest.raises(config_lib.ConfigError, match=right):
-        config_lib.validate_devices(small_config(**fields), 8)
+        config_lib.validate(small_config(**fields), 8)

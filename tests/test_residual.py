@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import resflax
-from resflax.models import layers, residual, resnet
+from resflax.models import axes, layers, residual, resnet
 from resflax.models.residual import UNITS, Unit
 
 LINEAR_SUM = Unit(after=("norm", "act"), last=("norm",))
@@ -220,12 +220,19 @@ def test_a_preact_network_norms_once_more_before_the_head():
     assert preact["stage3_block1"]["norm1"]["scale"].shape == (4,)
 
 
-@pytest.mark.parametrize("shortcut", residual.SHORTCUTS)
+@pytest.mark.parametrize("shortcut", axes.CHOICES["shortcut"])
 @pytest.mark.parametrize("unit", UNITS)
 def test_gradients_reach_every_parameter(unit, shortcut):
     x = _normal(0, 4, 6, 6, 3)
     model = resnet.ResNet(
-        (1, 1), 5, "basic", 4, "cifar", shortcut=shortcut, unit=unit, se_reduction=1
+        (1, 1),
+        num_classes=5,
+        block="basic",
+        num_filters=4,
+        stem="cifar",
+        shortcut=shortcut,
+        unit=unit,
+        se_reduction=1,
     )
     variables = _trained(model, x, train=False)
 
@@ -259,7 +266,7 @@ def test_zero_init_leaves_a_way_out_of_the_identity(unit):
 # --- gates ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("placement", residual.SE_INTEGRATIONS)
+@pytest.mark.parametrize("placement", axes.CHOICES["se_integration"])
 def test_gates_have_the_channels_of_their_place(placement):
     gate = functools.partial(layers.SqueezeExcite, 2)
     block = _block(residual.bottleneck(4, 2), "B", gate=gate, se_integration=placement)
@@ -269,7 +276,7 @@ def test_gates_have_the_channels_of_their_place(placement):
     assert params["excite"]["kernel"].shape == (channels // 2, channels)
 
 
-@pytest.mark.parametrize("placement", residual.SE_INTEGRATIONS)
+@pytest.mark.parametrize("placement", axes.CHOICES["se_integration"])
 def test_gates_scale_what_stands_at_their_place(placement):
     x = _normal(0, 2, 5, 6, 8)
     branch = residual.bottleneck(2, base_width=256)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import resflax
-from resflax.models import layers, residual
+from resflax.models import axes, layers, residual
 
 TINY = {"num_filters": 4, "num_classes": 3}
 IMAGES = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
@@ -98,7 +98,7 @@ def test_dropout_on_the_shortcut_is_off_in_evaluation():
     np.testing.assert_array_equal(residual.ShortcutDropout(train=False).apply({}, x, x, x)[0], x)
 
 
-@pytest.mark.parametrize("skip", residual.SKIPS)
+@pytest.mark.parametrize("skip", axes.CHOICES["skip"])
 def test_every_skip_trains(skip):
     model, variables = network(skip=skip, skip_scale=0.5)
     logits, mutated = train(model, variables)

@@ -6,7 +6,7 @@
 | shortcut | how x reaches the sum: 'A', 'B', 'C', 'none' | a name                                 |
 | unit     | the order of norm, activation and addition   | a row of UNITS                         |
 | gate     | squeeze-excite, and where it stands          | a module constructor and a name        |
-| skip     | what is done to x and F(x) before the sum    | a module constructor out of SKIPS      |
+| skip     | what is done to x and F(x) before the sum    | a module constructor                   |
 """
 
 import dataclasses
@@ -17,18 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models.layers import ModuleDef
-
-SHORTCUTS = ("A", "B", "C", "none")
-SKIPS = (
-    "identity",
-    "constant_scaling",
-    "exclusive_gating",
-    "shortcut_gating",
-    "conv1x1",
-    "dropout",
-)
-FORMS = ("a", "b", "c")
-SE_INTEGRATIONS = ("standard", "pre", "post", "identity", "3x3")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,25 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.models import layers, residual
+from resflax.models import axes, layers, residual
 from resflax.ops import pool
-
-STEMS = ("imagenet", "cifar", "deep")
-BLOCKS = ("basic", "bottleneck")
-
-# The kind of block and the number of blocks a stage, by depth (He 2015, 1512.03385, Table 1; 200:
-# 1603.05027, Table 5). 10, 14 and 26 continue the table downwards, for small images.
-IMAGENET_DEPTHS: dict[int, tuple[str, tuple[int, ...]]] = {
-    10: ("basic", (1, 1, 1, 1)),
-    14: ("bottleneck", (1, 1, 1, 1)),
-    18: ("basic", (2, 2, 2, 2)),
-    26: ("bottleneck", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-    152: ("bottleneck", (3, 8, 36, 3)),
-    200: ("bottleneck", (3, 24, 36, 3)),
-}
 
 
 class ResNet(nn.Module):
@@ -158,7 +141,7 @@ class ResNet(nn.Module):
             for i in range(1, size + 1):
                 number += 1
                 x = residual.ResidualBlock(
-                    self._branch(stage, stride=2 if stage > 2 and i == 1 else 1),
+                    self.branch(stage, stride=2 if stage > 2 and i == 1 else 1),
                     shortcut,
                     unit,
                     conv,
@@ -179,7 +162,8 @@ class ResNet(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return nn.Dense(self.num_classes, kernel_init=layers.torch_uniform, name="head")(x)
 
-    def _branch(self, stage: int, stride: int) -> residual.Branch:
+    def branch(self, stage: int, stride: int) -> residual.Branch:
+        """The convolutions of a block in a stage."""
         filters = self.num_filters * 2 ** (stage - 2)
         if self.block == "basic":
             return residual.basic(filters, stride)
@@ -266,16 +250,16 @@ def resnet(depth: int = 50, **arguments: Any) -> ResNet:
     """A ResNet of four stages, with the stage sizes and the block of its depth (He 2015, Table 1).
 
     Args:
-      depth: a key of IMAGENET_DEPTHS.
+      depth: a key of axes.IMAGENET_DEPTHS.
       **arguments: of `ResNet`.
 
     Raises:
       ValueError: if there is no such depth, or the arguments do not fit together.
     """
-    if depth not in IMAGENET_DEPTHS:
-        raise ValueError(f"depth {depth} is not one of {_listed(IMAGENET_DEPTHS)}.")
-    block, stage_sizes = IMAGENET_DEPTHS[depth]
-    return _checked(ResNet(stage_sizes, block=block, **arguments))
+    if depth not in axes.IMAGENET_DEPTHS:
+        raise ValueError(f"depth {depth} is not one of {axes.listed(axes.IMAGENET_DEPTHS)}.")
+    block, stage_sizes = axes.IMAGENET_DEPTHS[depth]
+    return axes.check(ResNet(stage_sizes, block=block, **arguments))
 
 
 def cifar_resnet(depth: int = 20, block: str = "basic", **arguments: Any) -> ResNet:
@@ -289,7 +273,7 @@ def cifar_resnet(depth: int = 20, block: str = "basic", **arguments: Any) -> Res
     Raises:
       ValueError: if the depth is not of that form, or the arguments do not fit together.
     """
-    _check_choice("block", block, BLOCKS)
+    axes.check_choice("block", block)
     step = 6 if block == "basic" else 9
     size, rest = divmod(depth - 2, step)
     if rest or size < 1:
@@ -298,7 +282,7 @@ def cifar_resnet(depth: int = 20, block: str = "basic", **arguments: Any) -> Res
             f"depth {depth} is not {step}n + 2, as a network of {block} blocks needs: {valid}, ..."
         )
     arguments = {"num_classes": 10, "num_filters": 16, "stem": "cifar", **arguments}
-    return _checked(ResNet((size,) * 3, block=block, **arguments))
+    return axes.check(ResNet((size,) * 3, block=block, **arguments))
 
 
 def wide_resnet(depth: int = 28, width: int = 10, **arguments: Any) -> ResNet:
@@ -317,108 +301,4 @@ def wide_resnet(depth: int = 28, width: int = 10, **arguments: Any) -> ResNet:
         raise ValueError(f"depth {depth} is not 6n + 4: 10, 16, 22, 28, 34, 40, ...")
     form = {"num_classes": 10, "unit": "full_preact", "stem": "cifar", "stem_filters": 16}
     arguments = {**form, "num_filters": 16 * width, **arguments}
-    return _checked(ResNet((size,) * 3, block="basic", **arguments))
-
-
-def _checked(model: ResNet) -> ResNet:
-    """Returns `model`, or raises ValueError where its axes do not fit together."""
-    _check_choice("shortcut", model.shortcut, residual.SHORTCUTS)
-    _check_choice("unit", model.unit, residual.UNITS)
-    _check_choice("stem", model.stem, STEMS)
-    _check_choice("form", model.form, residual.FORMS)
-    _check_choice("skip", model.skip, residual.SKIPS)
-    _check_choice("drop_path_mode", model.drop_path_mode, ("batch", "sample"))
-    _check_choice("act", model.act, layers.ACTIVATIONS)
-    _check_choice("norm", model.norm, ("batch", "group", "none"))
-    _check_choice("kernel_init", model.kernel_init, layers.INITS)
-    _check_choice("stride_in", model.stride_in, ("1x1", "3x3"))
-    _check_choice("se_squeeze", model.se_squeeze, layers.SQUEEZES)
-    _check_choice("se_gate", model.se_gate, layers.GATES)
-    _check_choice("se_integration", model.se_integration, residual.SE_INTEGRATIONS)
-    for name in ("num_classes", "num_filters", "cardinality", "base_width", "projection_kernel"):
-        if getattr(model, name) < 1:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
-    for name in ("dropout", "drop_path"):
-        if not 0.0 <= getattr(model, name) < 1.0:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 0 and less than 1.")
-    _check_shortcut(model)
-    if model.zero_init_last and model.unit == "relu_before_addition":
-        raise ValueError(
-            "zero_init_last: a branch that ends in a ReLU, as in unit 'relu_before_addition', "
-            "never leaves zero; the other units do."
-        )
-    _check_stages(model)
-    if model.block == "basic":
-        _check_basic(model)
-    else:
-        _check_cardinality(model)
-    _check_gates(model)
-    return model
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:
-    if value not in tuple(choices):
-        raise ValueError(f"{name} {value!r} is not one of {_listed(choices)}.")
-
-
-def _listed(choices) -> str:
-    return ", ".join(repr(choice) for choice in choices)
-
-
-def _check_shortcut(model: ResNet) -> None:
-    if model.shortcut == "none" and (model.skip != "identity" or model.drop_path):
-        raise ValueError(
-            f"skip {model.skip!r} and drop_path {model.drop_path} need a shortcut: 'A', 'B' or 'C'."
-        )
-    if model.zero_init_last and model.norm == "none":
-        raise ValueError("zero_init_last needs a norm with a scale: norm 'batch' or 'group'.")
-
-
-def _check_stages(model: ResNet) -> None:
-    stages = range(2, 2 + len(model.stage_sizes))
-    chosen = tuple(model.se_stages or ())
-    if not set(chosen) <= set(stages):
-        raise ValueError(f"se_stages {chosen}: the stages are {_listed(stages)} (the stem is 1).")
-
-
-def _check_basic(model: ResNet) -> None:
-    if model.cardinality > 1 or model.base_width != 64:
-        raise ValueError(
-            f"cardinality {model.cardinality} and base_width {model.base_width} need bottleneck "
-            f"blocks; a network of {sum(model.stage_sizes)} basic blocks has none. Depths with "
-            "bottlenecks: "
-            + _listed(d for d, (block, _) in IMAGENET_DEPTHS.items() if block == "bottleneck")
-            + "; of three stages: block 'bottleneck' and 9n + 2."
-        )
-    if model.se_integration == "3x3":
-        raise ValueError("se_integration '3x3' needs bottleneck blocks; these are basic ones.")
-
-
-def _check_cardinality(model: ResNet) -> None:
-    # Wider blocks are multiples of the first stage's, so it decides. An uneven split of the
-    # block's channels over the paths is nowhere published and nowhere fast.
-    width = 4 * model.num_filters
-    if width % model.cardinality:
-        divisors = [d for d in range(1, width + 1) if width % d == 0]
-        raise ValueError(
-            f"cardinality {model.cardinality} does not divide the {width} channels of the first "
-            f"stage's blocks (4 x num_filters); these do: {_listed(divisors)}."
-        )
-    model._branch(2, 1)
-
-
-def _check_gates(model: ResNet) -> None:
-    if model.se_reduction < 0:
-        raise ValueError(f"se_reduction {model.se_reduction} must be 0 (no gates) or more.")
-    if model.se_reduction and model.se_integration == "identity" and model.shortcut == "none":
-        raise ValueError("se_integration 'identity' needs a shortcut; a plain net has none.")
-    stage = min(model.se_stages or (2,))
-    narrowest = model._branch(stage, 1)[1 if model.se_integration == "3x3" else -1].filters
-    if model.se_integration == "pre":  # the gate sees what the stem or the stage before gives out
-        stem = 2 * model.num_filters if model.stem == "deep" else model.num_filters
-        narrowest = stem if stage == 2 else model._branch(stage - 1, 1)[-1].filters
-    if model.se_reduction > narrowest:
-        raise ValueError(
-            f"se_reduction {model.se_reduction} leaves no unit of {narrowest} channels; "
-            f"at most {narrowest}."
-        )
+    return axes.check(ResNet((size,) * 3, block="basic", **arguments))

@@ -1,0 +1,132 @@
+"""The axes of a ResNet: what each can be, and what does not fit together."""
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+from resflax.models import layers, residual
+
+if TYPE_CHECKING:
+    from resflax.models.resnet import ResNet
+
+# The kind of block and the number of blocks a stage, by depth (He 2015, 1512.03385, Table 1; 200:
+# 1603.05027, Table 5). 10, 14 and 26 continue the table downwards, for small images.
+IMAGENET_DEPTHS: dict[int, tuple[str, tuple[int, ...]]] = {
+    10: ("basic", (1, 1, 1, 1)),
+    14: ("bottleneck", (1, 1, 1, 1)),
+    18: ("basic", (2, 2, 2, 2)),
+    26: ("bottleneck", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+    200: ("bottleneck", (3, 24, 36, 3)),
+}
+
+CHOICES: dict[str, Collection[str]] = {
+    "block": ("basic", "bottleneck"),
+    "stem": ("imagenet", "cifar", "deep"),
+    "stride_in": ("1x1", "3x3"),
+    "form": ("a", "b", "c"),
+    "shortcut": ("A", "B", "C", "none"),
+    "unit": residual.UNITS,
+    "skip": (
+        "identity",
+        "constant_scaling",
+        "exclusive_gating",
+        "shortcut_gating",
+        "conv1x1",
+        "dropout",
+    ),
+    "drop_path_mode": ("batch", "sample"),
+    "se_squeeze": layers.SQUEEZES,
+    "se_gate": layers.GATES,
+    "se_integration": ("standard", "pre", "post", "identity", "3x3"),
+    "act": layers.ACTIVATIONS,
+    "norm": ("batch", "group", "none"),
+    "kernel_init": layers.INITS,
+}
+
+
+def check(model: "ResNet") -> "ResNet":
+    """Returns the network, or raises ValueError where its arguments do not fit together."""
+    for name in CHOICES:
+        check_choice(name, getattr(model, name))
+    for name in ("num_classes", "num_filters", "cardinality", "base_width", "projection_kernel"):
+        if getattr(model, name) < 1:
+            raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
+    for name in ("dropout", "drop_path"):
+        if not 0.0 <= getattr(model, name) < 1.0:
+            raise ValueError(f"{name} {getattr(model, name)} must be at least 0 and less than 1.")
+    _check_identity_path(model)
+    _check_block(model)
+    _check_gates(model)
+    return model
+
+
+def check_choice(name: str, value: str) -> None:
+    """Raises ValueError if an axis has no such value."""
+    if value not in CHOICES[name]:
+        raise ValueError(f"{name} {value!r} is not one of {listed(CHOICES[name])}.")
+
+
+def listed(values: Iterable[Any]) -> str:
+    """The values as they are written in code, with commas."""
+    return ", ".join(map(repr, values))
+
+
+def _check_identity_path(model: "ResNet") -> None:
+    if model.shortcut == "none" and (model.skip != "identity" or model.drop_path):
+        raise ValueError(
+            f"skip {model.skip!r} and drop_path {model.drop_path} need a shortcut: 'A', 'B' or 'C'."
+        )
+    if model.zero_init_last and model.unit == "relu_before_addition":
+        raise ValueError(
+            "zero_init_last: a branch that ends in a ReLU, as in unit 'relu_before_addition', "
+            "never leaves zero; the other units do."
+        )
+    if model.zero_init_last and model.norm == "none":
+        raise ValueError("zero_init_last needs a norm with a scale: norm 'batch' or 'group'.")
+
+
+def _check_block(model: "ResNet") -> None:
+    if model.block == "basic" and (model.cardinality > 1 or model.base_width != 64):
+        depths = (d for d, (block, _) in IMAGENET_DEPTHS.items() if block == "bottleneck")
+        raise ValueError(
+            f"cardinality {model.cardinality} and base_width {model.base_width} need bottleneck "
+            f"blocks; a network of {sum(model.stage_sizes)} basic blocks has none. Depths with "
+            f"bottlenecks: {listed(depths)}; of three stages: block 'bottleneck' and 9n + 2."
+        )
+    # Wider blocks are multiples of the first stage's, so it decides. An uneven split of the
+    # block's channels over the paths is nowhere published and nowhere fast.
+    width = 4 * model.num_filters
+    if width % model.cardinality:
+        divisors = (d for d in range(1, width + 1) if width % d == 0)
+        raise ValueError(
+            f"cardinality {model.cardinality} does not divide the {width} channels of the first "
+            f"stage's blocks (4 x num_filters); these do: {listed(divisors)}."
+        )
+    model.branch(2, 1)
+
+
+def _check_gates(model: "ResNet") -> None:
+    stages = range(2, 2 + len(model.stage_sizes))
+    chosen = tuple(model.se_stages or stages)
+    if not set(chosen) <= set(stages):
+        raise ValueError(f"se_stages {chosen}: the stages are {listed(stages)} (the stem is 1).")
+    if model.se_reduction < 0:
+        raise ValueError(f"se_reduction {model.se_reduction} must be 0 (no gates) or more.")
+    place = model.se_integration
+    if place == "3x3" and model.block == "basic":
+        raise ValueError("se_integration '3x3' needs bottleneck blocks; these are basic ones.")
+    if place == "identity" and model.se_reduction and model.shortcut == "none":
+        raise ValueError("se_integration 'identity' needs a shortcut; a plain net has none.")
+    stage = min(chosen)
+    narrowest = model.branch(stage, 1)[1 if place == "3x3" else -1].filters
+    if place == "pre":  # the gate sees what the stem or the stage before gives out
+        stem = (model.stem_filters or model.num_filters) * (2 if model.stem == "deep" else 1)
+        narrowest = stem if stage == 2 else model.branch(stage - 1, 1)[-1].filters
+    if model.se_reduction > narrowest:
+        raise ValueError(
+            f"se_reduction {model.se_reduction} leaves no unit of {narrowest} channels; "
+            f"at most {narrowest}."
+        )
