@@ -18,7 +18,7 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from resflax.data.sources import SOURCES
-from resflax.models import create_model
+from resflax.models import create_model, override_names
 from resflax.parallel import MODES
 
 SCHEDULES = ("cosine", "step")
@@ -65,6 +65,9 @@ def base() -> ml_collections.ConfigDict:
     model.se_stages = placeholder(tuple)  # stages with gates, of 2 to 5
     model.se_integration = placeholder(str)  # standard | pre | post | identity | 3x3
     model.zero_init_last = placeholder(bool)  # residual branches start as zero
+    model.growth_rate = placeholder(int)  # channels that a layer of a DenseNet adds
+    model.compression = placeholder(float)  # channels that its transitions keep, as a share
+    model.norm_scale = placeholder(bool)  # whether an Inception net's norms have a scale
     model.dropout = placeholder(float)  # rate before the classifier
     model.bn_momentum = placeholder(float)  # share of the running statistics that a step keeps
     model.bn_epsilon = placeholder(float)  # added to the variance
@@ -135,11 +138,10 @@ def build_model(
       num_classes: of its data set.
       axis_name: the mapped axis of the devices, over which batch norm averages if it is global.
     """
-    if config.model.bn_axis != "global":
-        axis_name = None
-    return create_model(
-        config.model.name, num_classes, axis_name=axis_name, **model_overrides(config)
-    )
+    overrides = model_overrides(config)
+    if config.model.bn_axis == "global" and "axis_name" in override_names(config.model.name):
+        overrides["axis_name"] = axis_name
+    return create_model(config.model.name, num_classes, **overrides)
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:

@@ -1,6 +1,6 @@
 """The networks. `python -m resflax.models` prints the table of them."""
 
 from resflax.models.count import Count, count
-from resflax.models.zoo import create_model, list_models
+from resflax.models.zoo import create_model, list_models, override_names
 
-__all__ = ["Count", "count", "create_model", "list_models"]
+__all__ = ["Count", "count", "create_model", "list_models", "override_names"]

@@ -7,6 +7,7 @@ import rich.console
 import rich.table
 
 from resflax.models import count, create_model, list_models
+from resflax.models.zoo import image_size
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     for heading in ("image", "parameters", "10^9 MACs"):
         table.add_column(heading, justify="right")
     for name in names:
-        side = 32 if name.startswith(("cifar_", "wrn")) else 224
+        side = image_size(name)
         cost = count(create_model(name), (side, side, 3))
         table.add_row(name, str(side), f"{cost.params:,}", f"{cost.macs / 1e9:.4f}")
     rich.console.Console().print(table)

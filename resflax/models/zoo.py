@@ -8,7 +8,16 @@ from typing import Any
 
 import flax.linen as nn
 
+from resflax.models.alexnet import alexnet, alexnet_owt
+from resflax.models.bn_inception import bn_inception
+from resflax.models.densenet import DenseNet, cifar_densenet, densenet
+from resflax.models.googlenet import googlenet
+from resflax.models.inception_resnet import inception_resnet
+from resflax.models.inception_v3 import inception_v3
+from resflax.models.inception_v4 import inception_v4
+from resflax.models.nin import cifar_nin
 from resflax.models.resnet import ResNet, cifar_resnet, resnet, wide_resnet
+from resflax.models.vgg import VGG, vgg
 
 _HE_BOTTLENECK: dict[str, Any] = {"block": "bottleneck", "stride_in": "1x1"}
 _PREACT: dict[str, Any] = {"unit": "full_preact"}
@@ -20,6 +29,14 @@ _SENET154: dict[str, Any] = {
     "projection_kernel": 3,
     "dropout": 0.2,
     "se_reduction": 16,
+}
+
+# TensorFlow-slim's and torchvision's GoogLeNet.
+_GOOGLENET_BN: dict[str, Any] = {
+    "batch_norm": True,
+    "kernel_5x5": 3,
+    "pool4_window": 2,
+    "dropout": 0.2,
 }
 
 
@@ -74,7 +91,57 @@ def _cifar_resnets() -> dict[str, functools.partial[ResNet]]:
     return table
 
 
-VARIANTS: dict[str, functools.partial[ResNet]] = _resnets() | _cifar_resnets()
+def _densenets() -> dict[str, functools.partial[DenseNet]]:
+    """Those of arXiv 1608.06993, on ImageNet and, with and without bottlenecks (BC), on CIFAR."""
+    table = {f"densenet{d}": functools.partial(densenet, depth=d) for d in (121, 169, 201, 264)}
+    table["densenet161"] = functools.partial(densenet, depth=161, growth_rate=48)
+    for d, k in ((40, 12), (100, 12), (100, 24)):
+        table[f"cifar_densenet{d}_k{k}"] = functools.partial(cifar_densenet, depth=d, growth_rate=k)
+    for d, k in ((100, 12), (250, 24), (190, 40), (40, 36), (40, 48), (40, 60)):
+        table[f"cifar_densenet_bc{d}_k{k}"] = functools.partial(
+            cifar_densenet, depth=d, growth_rate=k, bottleneck=True
+        )
+    return table
+
+
+def _inceptions() -> dict[str, functools.partial[Any]]:
+    """ImageNet's, of arXiv 1409.4842, 1502.03167, 1512.00567, 1602.07261 and 1709.01507 (SE)."""
+    table: dict[str, functools.partial[Any]] = {
+        "googlenet": functools.partial(googlenet),
+        "bn_inception": functools.partial(bn_inception),
+        "inception_v3": functools.partial(inception_v3),
+        "inception_v4": functools.partial(inception_v4),
+        "inception_resnet_v2": functools.partial(inception_resnet, variant="v2"),
+    }
+    table |= {f"se_{n}": functools.partial(v, se_reduction=16) for n, v in table.items()}
+    table["googlenet_bn"] = functools.partial(googlenet, **_GOOGLENET_BN)
+    table["inception_resnet_v1"] = functools.partial(inception_resnet, variant="v1")
+    table["inception_resnet_v2_paper"] = functools.partial(inception_resnet, variant="v2_paper")
+    return table
+
+
+def _vggs() -> dict[str, functools.partial[VGG]]:
+    """Those of arXiv 1409.1556; with batch norm, as in torchvision; gated (SE, 1709.01507)."""
+    table = {}
+    for d in (11, 13, 16, 19):
+        table[f"vgg{d}"] = functools.partial(vgg, depth=d)
+        table[f"vgg{d}_bn"] = functools.partial(vgg, depth=d, norm="batch")
+    table["se_vgg16_bn"] = functools.partial(vgg, depth=16, norm="batch", se_reduction=16)
+    return table
+
+
+def _alexnets() -> dict[str, functools.partial[Any]]:
+    """AlexNet (2012), that of arXiv 1404.5997, and Network In Network (1312.4400)."""
+    return {
+        "alexnet": functools.partial(alexnet),
+        "alexnet_owt": functools.partial(alexnet_owt),
+        "cifar_nin": functools.partial(cifar_nin),
+    }
+
+
+VARIANTS: dict[str, functools.partial[Any]] = (
+    _resnets() | _cifar_resnets() | _densenets() | _inceptions() | _vggs() | _alexnets()
+)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -116,9 +183,29 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     return variant(**overrides)
 
 
+# Sides of the images that a network was published on, where they are not 224 pixels.
+_IMAGE_SIZES = {
+    "alexnet": 227,
+    "inception_v3": 299,
+    "inception_v4": 299,
+    "inception_resnet_v1": 299,
+    "inception_resnet_v2": 299,
+    "inception_resnet_v2_paper": 299,
+}
+
+
+def image_size(name: str) -> int:
+    """The side of the images that a named network was published on, pixels."""
+    if name.startswith(("cifar_", "wrn")):
+        return 32
+    return _IMAGE_SIZES.get(name.removeprefix("se_"), 224)
+
+
 def override_names(name: str) -> list[str]:
     """The overrides that `create_model(name, ...)` takes."""
-    own = [p for p in inspect.signature(VARIANTS[name].func).parameters if p != "arguments"]
+    signature = inspect.signature(VARIANTS[name].func)
+    own = [p for p in signature.parameters if p != "arguments"]
     # The depth decides the stage sizes and, of four stages, the block.
     decided = {"stage_sizes", "block", "num_classes", "parent", "name", *own}
-    return own + [field for field in inspect.signature(ResNet).parameters if field not in decided]
+    family = inspect.signature(signature.return_annotation).parameters
+    return own + [field for field in family if field not in decided]

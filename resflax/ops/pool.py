@@ -60,6 +60,35 @@ def avg_pool(
     return sums(x) / sums(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """Means over size x size windows that cover the image, however large it is.
+
+    Of n pixels, window i has those from floor(i * n / size) up to ceil((i + 1) * n / size), as in
+    PyTorch's AdaptiveAvgPool2d: windows overlap where size does not divide n, and repeat pixels
+    where n is less.
+
+    Args:
+      x: float [N, H, W, C].
+      size: side of the result, pixels.
+
+    Returns:
+      [N, size, size, C]; `x` itself where it has that size.
+    """
+    if x.shape[1:3] == (size, size):
+        return x
+    # The windows' sides differ, so no windowed reduction fits; two small matrix products do.
+    rows, columns = (_window_means(n, size).astype(x.dtype) for n in x.shape[1:3])
+    return jnp.einsum("ph,nhwc,qw->npqc", rows, x, columns)
+
+
+def _window_means(pixels: int, size: int) -> jax.Array:
+    """[size, pixels]: row i takes the mean over window i."""
+    window, pixel = jnp.arange(size).reshape(-1, 1), jnp.arange(pixels).reshape(1, -1)
+    start, end = window * pixels // size, -(-(window + 1) * pixels // size)
+    inside = (pixel >= start) & (pixel < end)
+    return inside / (end - start)
+
+
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over the positions, accumulated in float32: [N, H, W, C] -> float32 [N, C]."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

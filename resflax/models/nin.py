@@ -1,0 +1,136 @@
+"""Network In Network: small perceptrons slid over the image, and no dense layer (arXiv 1312.4400).
+
+The paper does not list its widths; these are the ones of its Caffe model for CIFAR-10.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resflax.models import layers
+from resflax.ops import pool
+
+# Side of the first kernel of each block; the others are 1x1.
+KERNEL_SIZES = (5, 5, 3)
+
+# Output channels of the blocks' convolutions; the last block ends in the head.
+WIDTHS = ((192, 160, 96), (192, 192, 192), (192, 192))
+
+
+class NIN(nn.Module):
+    """Three blocks of a wide and of 1x1 convolutions, averaged over the image, to logits.
+
+    Variables: 'params'; random numbers: 'dropout' where `dropout` is not zero and `train` is true.
+
+    Attributes:
+      num_classes: maps out of the last convolution.
+      widths: output channels of the convolutions of each block, but the last one of the last.
+      dropout: rate after the first and the second block (Section 4.1).
+      dtype: of the computation. Parameters and logits are float32.
+    """
+
+    num_classes: int = 10
+    widths: Sequence[Sequence[int]] = WIDTHS
+    dropout: float = 0.5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Computes logits.
+
+        Args:
+          images: float [N, H, W, C], normalised, of any size from 4 pixels.
+          train: whether dropout drops.
+
+        Returns:
+          float32 [N, num_classes].
+
+        Raises:
+          ValueError: if `images` has not four axes, or is too small for the pools.
+        """
+        if images.ndim != 4 or min(images.shape[1:3]) < 4:
+            raise ValueError(
+                "images must be [N, H, W, C] with H and W at least 4, for two pools; "
+                f"their shape is {images.shape}."
+            )
+        conv = functools.partial(
+            layers.Conv,
+            use_bias=True,
+            kernel_init=nn.initializers.normal(0.05),
+            dtype=self.dtype,
+        )
+        dropout = functools.partial(nn.Dropout, self.dropout, deterministic=not train)
+        first, second, third = (
+            Block(widths, size, conv, name=f"block{i}")
+            for i, (widths, size) in enumerate(zip(self.widths, KERNEL_SIZES, strict=True), start=1)
+        )
+        x = dropout(name="dropout1")(pool.max_pool(first(images), 3, 2, (0, 1)))
+        x = dropout(name="dropout2")(_ceil_avg_pool(second(x)))
+        return Head(self.num_classes, conv, name="head")(third(x))
+
+
+class Block(nn.Module):
+    """A convolution and the perceptron over its output, with ReLUs (Section 3.1: mlpconv)."""
+
+    widths: Sequence[int]
+    kernel_size: int
+    conv: layers.ModuleDef
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, H, W, widths[-1]]."""
+        for i, filters in enumerate(self.widths, start=1):
+            size = self.kernel_size if i == 1 else 1
+            x = nn.relu(self.conv(filters, size, name=f"conv{i}")(x))
+        return x
+
+
+class Head(nn.Module):
+    """A map for each class, and its mean (Section 3.2). The Caffe model has a ReLU between them."""
+
+    num_classes: int
+    conv: layers.ModuleDef
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> float32 [N, num_classes], not negative."""
+        return pool.global_avg_pool(nn.relu(self.conv(self.num_classes, name="conv")(x)))
+
+
+def _ceil_avg_pool(x: jax.Array) -> jax.Array:
+    """3x3/2 means, over what of the window lies in the image: [N, H, W, C] -> half, rounded down.
+
+    Caffe's pools end beyond the image where it is even, and do not count the pixels there.
+    """
+    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+    pooled, share = (
+        pool.avg_pool(jnp.pad(y, ((0, 0), (0, 1), (0, 1), (0, 0))), 3, 2) for y in (x, ones)
+    )
+    return pooled / share
+
+
+def cifar_nin(widths: Sequence[Sequence[int]] = WIDTHS, **arguments: Any) -> NIN:
+    """Network In Network for 32x32 images.
+
+    Args:
+      widths: see `NIN`.
+      **arguments: of `NIN`.
+
+    Raises:
+      ValueError: if an argument makes no network.
+    """
+    # Modules are hashed and compared.
+    model = NIN(widths=tuple(map(tuple, widths)), **arguments)
+    if len(model.widths) != len(KERNEL_SIZES) or not all(
+        block and min(block) >= 1 for block in model.widths
+    ):
+        raise ValueError(f"widths {model.widths} must be three lists of numbers of at least 1.")
+    if model.num_classes < 1:
+        raise ValueError(f"num_classes {model.num_classes} must be at least 1.")
+    if not 0.0 <= model.dropout < 1.0:
+        raise ValueError(f"dropout {model.dropout} must be at least 0 and less than 1.")
+    return model
