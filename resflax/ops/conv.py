@@ -124,7 +124,9 @@ def _lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups:
 
 
 def _dot(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return jnp.dot(x[:, ::stride, ::stride, :], kernel[0, 0])
+    # Sums in float32, as convolutions have; XLA's CPU backend would add bfloat16 in bfloat16.
+    y = jnp.dot(x[:, ::stride, ::stride, :], kernel[0, 0], preferred_element_type=jnp.float32)
+    return y.astype(x.dtype)
 
 
 def _blocks(
