@@ -4,8 +4,8 @@ Images are NHWC and kernels HWIO in the whole project.
 
 XLA's CPU backend computes the weight gradient of a grouped convolution with a naive loop. The same
 mathematics as a few dense convolutions, each over several groups with a block-diagonal kernel,
-takes hundreds of times less (form b of Figure 3 of ResNeXt, arXiv 1611.05431, with a few groups to a
-path).
+takes hundreds of times less (form b of Figure 3 of ResNeXt, arXiv 1611.05431, with a few groups to
+a path).
 """
 
 import functools
