@@ -64,7 +64,7 @@ def test_evaluation_counts_every_image_once(n):
 def test_digits_are_split_once_and_for_all():
     config = small_config(**{"data.source": "digits", "data.image_size": 8})
     dataset = sources.load(config.data)
-    assert len(dataset.train), len(dataset.test) == (1437, 360)
+    assert (len(dataset.train), len(dataset.test)) == (1437, 360)
     assert dataset.description.image_shape == (8, 8, 1)
     assert dataset.train.images.max() == 255
     assert abs(np.bincount(dataset.test.labels) - 36).max() <= 2
