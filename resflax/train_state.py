@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resflax.models import repeat
+
 PyTree = Any
 
 
@@ -24,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
       key: random key of the run; the step's number is folded in, so that it never changes.
       apply_fn: the network's `apply`.
       tx: the optimizer.
+      loops: what of the variables is packed (see models.repeat); unpacked in a checkpoint.
     """
 
     step: jax.Array
@@ -34,6 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
     key: jax.Array
     apply_fn: Callable[..., Any] = flax.struct.field(pytree_node=False)
     tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+    loops: repeat.Loops = flax.struct.field(pytree_node=False, default=())
 
     @property
     def eval_variables(self) -> PyTree:
@@ -74,4 +78,5 @@ def create_train_state(
         key=jax.random.key(seed),
         apply_fn=model.apply,
         tx=tx,
+        loops=getattr(model, "loops", ()),
     )

@@ -25,10 +25,13 @@ IMAGENET_DEPTHS: dict[int, tuple[str, tuple[int, ...]]] = {
 CHOICES: dict[str, Collection[str]] = {
     "block": ("basic", "bottleneck"),
     "stem": ("imagenet", "cifar", "deep"),
+    "stem_pool": ("symmetric", "ceil", "zeros"),
     "stride_in": ("1x1", "3x3"),
+    "downsample": ("first", "last"),
     "form": ("a", "b", "c"),
     "shortcut": ("A", "B", "C", "none"),
     "unit": residual.UNITS,
+    "first_act": ("stem", "block"),
     "skip": (
         "identity",
         "constant_scaling",
@@ -43,6 +46,7 @@ CHOICES: dict[str, Collection[str]] = {
     "se_integration": ("standard", "pre", "post", "identity", "3x3"),
     "act": layers.ACTIVATIONS,
     "norm": ("batch", "group", "none"),
+    "conv_bias": ("none", "all", "unnormed"),
     "kernel_init": layers.INITS,
 }
 
@@ -50,10 +54,21 @@ CHOICES: dict[str, Collection[str]] = {
 def check(model: "ResNet") -> "ResNet":
     """Returns the network, or raises ValueError where its arguments do not fit together."""
     for name in CHOICES:
-        check_choice(name, getattr(model, name))
-    for name in ("num_classes", "num_filters", "cardinality", "base_width", "projection_kernel"):
+        # None stands for what another field decides.
+        if getattr(model, name) is not None or name not in ("stem_pool", "conv_bias"):
+            check_choice(name, getattr(model, name))
+    for name in (
+        "num_classes",
+        "num_filters",
+        "cardinality",
+        "base_width",
+        "projection_kernel",
+        "se_divisor",
+    ):
         if getattr(model, name) < 1:
             raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
+    if model.scan < 0:
+        raise ValueError(f"scan {model.scan} must be 0 (no loops) or a number of equal blocks.")
     for name in ("dropout", "drop_path"):
         if not 0.0 <= getattr(model, name) < 1.0:
             raise ValueError(f"{name} {getattr(model, name)} must be at least 0 and less than 1.")
@@ -67,6 +82,32 @@ def check_choice(name: str, value: str) -> None:
     """Raises ValueError if an axis has no such value."""
     if value not in CHOICES[name]:
         raise ValueError(f"{name} {value!r} is not one of {listed(CHOICES[name])}.")
+
+
+def check_image_size(stem: str, sides: tuple[int, ...], *, any_size: bool) -> None:
+    """Raises ValueError if images have not a size that the stem was made for.
+
+    Args:
+      stem: 'imagenet' and 'deep' leave a sixteenth of the pixels, 'cifar' all.
+      sides: height and width of the images.
+      any_size: whether every size is meant.
+    """
+    shape = " x ".join(map(str, sides))
+    if min(sides) < 1:
+        raise ValueError(f"images of {shape} pixels have none.")
+    if any_size:
+        return
+    if stem == "cifar" and max(sides) > 128:
+        raise ValueError(
+            f"images of {shape} pixels are large for the stem 'cifar', which keeps every pixel: "
+            "stem='imagenet' is for 64 and more; with any_size=True they are taken all the same."
+        )
+    if stem != "cifar" and min(sides) < 64:
+        raise ValueError(
+            f"images of {shape} pixels are small for the stem {stem!r}, which leaves a sixteenth "
+            "of them: stem='cifar' is for up to 128; with any_size=True they are taken all the "
+            "same."
+        )
 
 
 def listed(values: Iterable[Any]) -> str:

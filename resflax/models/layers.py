@@ -38,6 +38,7 @@ class Conv(nn.Module):
       bias_init: of that bias.
       paths: convolutions that it is computed as; see ops.conv.conv2d_by_paths.
       add_paths: whether their results are added up.
+      looped: whether it is in the body of a loop; see ops.conv.conv2d.
       kernel_init: of the float32 kernel, [k_h, k_w, C_in / groups, filters].
       dtype: of the computation.
     """
@@ -51,6 +52,7 @@ class Conv(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     paths: int = 1
     add_paths: bool = False
+    looped: bool = False
     kernel_init: nn.initializers.Initializer = he_normal
     dtype: jnp.dtype = jnp.float32
 
@@ -77,6 +79,7 @@ class Conv(nn.Module):
             stride=self.stride,
             padding=[(p, p) for p in padding],
             groups=self.groups,
+            looped=self.looped,
         )
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.filters,), jnp.float32)
@@ -94,6 +97,7 @@ class SqueezeExcite(nn.Module):
       squeeze: 'avg' or 'max' over the positions, or 'none': gates at every position (6.2, 6.5).
       gate: the last non-linearity: 'sigmoid', 'tanh' or 'relu' (6.3).
       bias: whether the dense layers have biases; the released networks have, the ablations not.
+      divisor: of the first dense layer's units, which are rounded to a multiple of it; timm has 8.
       dtype: of the scaled activations; the gates are computed in float32.
     """
 
@@ -101,18 +105,30 @@ class SqueezeExcite(nn.Module):
     squeeze: str = "avg"
     gate: str = "sigmoid"
     bias: bool = True
+    divisor: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> the same shape."""
         channels = x.shape[-1]
-        hidden = nn.Dense(
-            channels // self.reduction, self.bias, kernel_init=he_normal, name="squeeze"
-        )(SQUEEZES[self.squeeze](x))
+        units = gate_units(channels, self.reduction, self.divisor)
+        hidden = nn.Dense(units, self.bias, kernel_init=he_normal, name="squeeze")(
+            SQUEEZES[self.squeeze](x)
+        )
         gates = nn.Dense(channels, self.bias, kernel_init=he_normal, name="excite")(nn.relu(hidden))
         gates = GATES[self.gate](gates).astype(self.dtype)
         return x * (gates if self.squeeze == "none" else gates[:, None, None, :])
+
+
+def gate_units(channels: int, reduction: int, divisor: int) -> int:
+    """Units of a gate's first layer: C // reduction, or the multiple of `divisor` nearest to it.
+
+    Halves are rounded up, and what would be nothing becomes `divisor`, as in timm.
+    """
+    if divisor == 1:
+        return channels // reduction
+    return max(divisor, int(channels / reduction + divisor / 2) // divisor * divisor)
 
 
 def norm(

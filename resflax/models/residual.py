@@ -10,6 +10,8 @@
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -94,7 +96,8 @@ class Unit:
 
     Each field is a sequence of 'norm' and 'act': `before` every convolution, `after` every one but
     the last, after the `last`, after the `sum`. What stands `before` the first convolution of the
-    first block is done by the stem, and once more after the last block (appendix of the paper).
+    first block is done by the stem unless the network says otherwise, and once more after the last
+    block (appendix of the paper).
     """
 
     before: tuple[str, ...] = ()
@@ -110,7 +113,19 @@ UNITS: dict[str, Unit] = {
     "relu_before_addition": Unit(after=("norm", "act"), last=("norm", "act")),
     "relu_only_preact": Unit(before=("act",), after=("norm",), last=("norm",)),
     "full_preact": Unit(before=("norm", "act"), projection_norm=False),
+    # Of no paper: the basic blocks with which timm's legacy SE-ResNet-18 and 34 were trained.
+    "relu_around_addition": Unit(after=("norm", "act"), last=("norm", "act"), sum=("act",)),
 }
+
+
+def has_bias(conv_bias: str, *, normed: bool) -> bool:
+    """Whether a convolution has a bias.
+
+    Args:
+      conv_bias: 'none', 'all', or 'unnormed': of those that no norm follows.
+      normed: whether a norm follows this one.
+    """
+    return conv_bias == "all" or (conv_bias == "unnormed" and not normed)
 
 
 class Projection(nn.Module):
@@ -188,7 +203,6 @@ class DropPath(nn.Module):
     """Stochastic depth (Huang 2016, arXiv 1603.09382): the residual branch is left out at random.
 
     Attributes:
-      rate: the probability of that.
       mode: 'batch': one draw for all images of a device, nothing rescaled in training, and times
         1 - rate in evaluation, as published; 'sample': a draw for each image, those kept divided
         by 1 - rate in training, as became usual. The branch is computed all the same, so its
@@ -196,18 +210,17 @@ class DropPath(nn.Module):
       train: whether anything is left out.
     """
 
-    rate: float
     mode: str
     train: bool
 
     @nn.compact
-    def __call__(self, y: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> the same shape."""
-        keep = 1.0 - self.rate
+    def __call__(self, y: jax.Array, rate: float | jax.Array) -> jax.Array:
+        """[N, H, W, C], and the probability of leaving it out -> the same shape."""
+        keep = jnp.asarray(1.0 - rate, y.dtype)
         if not self.train:
             return y * keep if self.mode == "batch" else y
         shape = (1 if self.mode == "batch" else y.shape[0], 1, 1, 1)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape).astype(y.dtype)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, shape).astype(y.dtype)
         return y * kept if self.mode == "batch" else y * kept / keep
 
 
@@ -240,7 +253,8 @@ class ResidualBlock(nn.Module):
     Attributes:
       branch: the convolutions of F; their strides multiply to the block's stride.
       shortcut: 'A' (zero-padded identity), 'B' (projection where the shape changes), 'C'
-        (projection everywhere), 'none' (no addition: a plain net).
+        (projection everywhere), 'none' (no addition: a plain net), 'subsample' (the identity, of
+        every stride-th pixel: what an A of as many channels is).
       unit: a row of UNITS.
       conv, norm, act: constructors of the layers, with dtype, mode and axis bound.
       gate: constructor of the squeeze-excite layer, or None.
@@ -252,7 +266,8 @@ class ResidualBlock(nn.Module):
       projection_kernel: side of the projection's kernel.
       zero_init_last: start as the identity: the last norm's scale, or in pre-activation units the
         last kernel, is zero (Goyal 2017, arXiv 1706.02677, Section 5.1).
-      first: whether this is the network's first block.
+      conv_bias: which convolutions have a bias; see `has_bias`.
+      activated: whether the stem has done what stands `before` the first convolution.
     """
 
     branch: Branch
@@ -267,26 +282,25 @@ class ResidualBlock(nn.Module):
     drop_path: ModuleDef | None = None
     projection_kernel: int = 1
     zero_init_last: bool = False
-    first: bool = False
+    conv_bias: str = "none"
+    activated: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> the shape of the branch's result."""
-        stride = 1
-        for spec in self.branch:
-            stride *= spec.stride
+    def __call__(self, x: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
+        """[N, H, W, C], and the rate of `drop_path` -> the shape of the branch's result."""
+        stride = math.prod(spec.stride for spec in self.branch)
         filters = self.branch[-1].filters
         reshapes = stride != 1 or filters != x.shape[-1]
 
-        y = x if self.first else self._apply(self.unit.before, "norm1", x)
+        y = x if self.activated else self._apply(self.unit.before, "norm1", x)
         # A unit that changes the shape has no identity to keep clean: its shortcut takes the
         # pre-activated input, and costs no second norm (1603.05027, appendix).
-        source = y if reshapes else x
+        source = y if reshapes and self.shortcut != "subsample" else x
         y = self._gate("pre", y)
         y = self._branch(y)
         y = self._gate("standard", y)
         if self.drop_path is not None:
-            y = self.drop_path(name="drop_path")(y)
+            y = self.drop_path(name="drop_path")(y, drop_rate)
         if self.shortcut != "none":
             shortcut = self._gate("identity", self._shortcut(source, filters, stride, reshapes))
             if self.skip is not None:
@@ -303,8 +317,12 @@ class ResidualBlock(nn.Module):
             after = self.unit.last if ends else self.unit.after
             if i > 1:
                 y = self._apply(self.unit.before, f"norm{i}", y)
-            conv_init = {"kernel_init": zeros} if zero and "norm" not in after else {}
-            y = self.conv(**dataclasses.asdict(spec), **conv_init, name=f"conv{i}")(y)
+            settings = dataclasses.asdict(spec)
+            if zero and "norm" not in after:
+                settings["kernel_init"] = zeros
+            normed = "norm" in (after if ends else after + self.unit.before)
+            settings["use_bias"] = has_bias(self.conv_bias, normed=normed)
+            y = self.conv(**settings, name=f"conv{i}")(y)
             y = self._apply(after, f"norm{i}", y, **({"scale_init": zeros} if zero else {}))
             if i == 2:
                 y = self._gate("3x3", y)
@@ -323,6 +341,8 @@ class ResidualBlock(nn.Module):
     def _shortcut(self, x: jax.Array, filters: int, stride: int, reshapes: bool) -> jax.Array:
         if self.shortcut == "C" or (self.shortcut == "B" and reshapes):
             norm = self.norm if self.unit.projection_norm else None
+            bias = has_bias(self.conv_bias, normed=norm is not None)
+            conv = functools.partial(self.conv, use_bias=bias)
             kernel_size = self.projection_kernel
-            return Projection(filters, kernel_size, stride, self.conv, norm, name="shortcut")(x)
+            return Projection(filters, kernel_size, stride, conv, norm, name="shortcut")(x)
         return zero_padded_identity(x, filters, stride) if reshapes else x

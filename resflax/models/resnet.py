@@ -5,16 +5,26 @@ sizes for a depth, on ImageNet and on CIFAR. Stages are numbered as in the paper
 is stage 1, conv2_x is stage 2.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.models import axes, layers, residual
+from resflax.models import axes, layers, repeat, residual
 from resflax.ops import pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The constructors that a network hands down to its parts, with dtype, mode and axis bound."""
+
+    conv: layers.ModuleDef
+    norm: layers.ModuleDef
+    act: Callable[[jax.Array], jax.Array]
 
 
 class ResNet(nn.Module):
@@ -32,15 +42,25 @@ class ResNet(nn.Module):
       stem_filters: of the stem; None: as many as in the first stage.
       stem: 'imagenet' (7x7/2, then 3x3/2 max-pool), 'cifar' (3x3, no pool) or 'deep' (three 3x3,
         then a 3x3/2 max-pool that rounds up; SENet-154).
+      stem_pool: padding of the stem's pool: 'symmetric' (one pixel on every side, as in PyTorch),
+        'ceil' (none before and one after, as in Caffe), 'zeros' (one pixel of zeros on every side,
+        as in Keras); None: 'ceil' for the deep stem, else 'symmetric'.
+      any_size: whether images are taken that the stem was not made for: smaller than 64 pixels
+        for 'imagenet' and 'deep', larger than 128 for 'cifar'.
       cardinality: groups of the 3x3 convolutions of bottleneck blocks (ResNeXt, 1611.05431).
       base_width: channels of a group where a block has 64 filters; in proportion elsewhere.
       stride_in: the convolution of a bottleneck that has the stride: '1x1' or '3x3'.
+      downsample: the block of a stage that halves the image: its 'first' one, or the 'last' one of
+        the stage before, as in TensorFlow-slim and Keras' ResNetV2.
       halve_first: half the width out of a bottleneck's first convolution (SENet-154).
       form: which of the equal forms of a ResNeXt block is computed, 'a', 'b' or 'c'; see
         residual.bottleneck.
       shortcut: 'A', 'B', 'C' or 'none'; see residual.ResidualBlock.
       projection_kernel: side of the projections' kernels, from stage 3 on (stage 2: always 1).
       unit: order of norm, activation and addition; a name in residual.UNITS.
+      first_act: where the first unit's norm and activation stand, if it begins with them: in the
+        'stem', before the pool (1603.05027, appendix), or in the 'block' (TensorFlow-slim, timm,
+        Keras).
       skip: what is done on the identity path (1603.05027, Table 1): 'identity',
         'constant_scaling' (by skip_scale, and F by residual_scale), 'exclusive_gating',
         'shortcut_gating' (gate_bias: the gates' initial bias), 'conv1x1' (option C), 'dropout'.
@@ -50,17 +70,24 @@ class ResNet(nn.Module):
       drop_path_mode: 'batch', the l-th of L blocks at l / L of it (1603.09382, Section 3), or
         'sample', at (l - 1) / (L - 1) of it.
       se_reduction: of the squeeze-excite gates; 0: no gates.
-      se_squeeze, se_gate, se_bias: see layers.SqueezeExcite.
+      se_squeeze, se_gate, se_bias, se_divisor: see layers.SqueezeExcite.
       se_stages: the stages that have gates, 2 to 5; None: all.
       se_integration: where the gate stands in the block; see residual.ResidualBlock.
       zero_init_last: every residual branch starts as zero.
       dropout: rate before the classifier.
       act: the activation; a name in layers.ACTIVATIONS.
-      norm: 'batch', 'group' or 'none' (the convolutions then have biases).
+      norm: 'batch', 'group' or 'none'.
+      conv_bias: the convolutions that have biases: 'none', 'all', or those that no norm follows,
+        'unnormed'; None: 'all' without norms, else 'none'.
       kernel_init: of the convolutions' kernels; a name in layers.INITS.
       bn_momentum: share of the old running statistics that a training step keeps.
       bn_epsilon: added to the variance.
       axis_name: the mapped axis over which batch norm averages its statistics; None: none.
+      scan: equal blocks in a row that run as one loop if they are at least so many; 0: none do.
+        What happens inside such blocks cannot be seen from outside; see models.repeat.
+      packed: whether the variables of such blocks are stacked under one name: see `loops`.
+      remat: whether the backward pass computes each block's activations again: less memory for a
+        third more time.
       dtype: of the computation. Parameters, statistics and logits are float32.
     """
 
@@ -70,14 +97,18 @@ class ResNet(nn.Module):
     num_filters: int = 64
     stem_filters: int | None = None
     stem: str = "imagenet"
+    stem_pool: str | None = None
+    any_size: bool = False
     cardinality: int = 1
     base_width: int = 64
     stride_in: str = "3x3"
+    downsample: str = "first"
     halve_first: bool = False
     form: str = "c"
     shortcut: str = "B"
     projection_kernel: int = 1
     unit: str = "original"
+    first_act: str = "stem"
     skip: str = "identity"
     skip_scale: float = 1.0
     residual_scale: float = 1.0
@@ -88,79 +119,57 @@ class ResNet(nn.Module):
     se_squeeze: str = "avg"
     se_gate: str = "sigmoid"
     se_bias: bool = True
+    se_divisor: int = 1
     se_stages: Sequence[int] | None = None
     se_integration: str = "standard"
     zero_init_last: bool = False
     dropout: float = 0.0
     act: str = "relu"
     norm: str = "batch"
+    conv_bias: str | None = None
     kernel_init: str = "he_fan_out"
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     axis_name: str | None = None
+    scan: int = 16
+    packed: bool = False
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool, features: bool = False
+    ) -> jax.Array | dict[str, jax.Array]:
         """Computes logits.
 
         Args:
           images: float [N, H, W, C], normalised.
           train: whether batch norm uses and updates the batch's statistics, and dropout drops.
 
+          features: whether to return what comes out of every part of the network.
+
         Returns:
-          float32 [N, num_classes].
+          float32 [N, num_classes]; with `features`, that and the maps before it by name: 'stem',
+          'stage2' to 'stage5' [N, H', W', C'], 'pooled' [N, C], 'logits'.
 
         Raises:
-          ValueError: if `images` has not four axes, or is too small for the stem.
+          ValueError: if `images` has not four axes, or is not of a size for the stem.
         """
         self._check_images(images)
-        conv = functools.partial(
-            layers.Conv,
-            use_bias=self.norm == "none",
-            kernel_init=layers.INITS[self.kernel_init],
-            dtype=self.dtype,
-        )
-        norm = layers.norm(
-            self.norm,
-            train=train,
-            momentum=self.bn_momentum,
-            epsilon=self.bn_epsilon,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
-        )
-        act = layers.ACTIVATIONS[self.act]
-        unit = residual.UNITS[self.unit]
-        # Option C is the 1x1 convolution on every shortcut, with the norm that projections have.
-        shortcut = "C" if self.skip == "conv1x1" else self.shortcut
-        skip = self._skip(conv, train)
-        stem_filters = self.stem_filters or self.num_filters
-        x = Stem(self.stem, stem_filters, conv, norm, act, name="stem")(images)
-        number = 0
+        parts = self._layers(train)
+        x = self._stem(parts)(images)
+        outputs = {"stem": x}
         for stage, size in enumerate(self.stage_sizes, start=2):
-            for i in range(1, size + 1):
-                number += 1
-                x = residual.ResidualBlock(
-                    self.branch(stage, stride=2 if stage > 2 and i == 1 else 1),
-                    shortcut,
-                    unit,
-                    conv,
-                    norm,
-                    act,
-                    self._gate(stage),
-                    self.se_integration,
-                    skip,
-                    self._drop_path(number, train),
-                    self.projection_kernel if stage > 2 else 1,
-                    self.zero_init_last,
-                    first=stage == 2 and i == 1,
-                    name=f"stage{stage}_block{i}",
-                )(x)
-        for layer in unit.before:
-            x = norm(name="norm")(x) if layer == "norm" else act(x)
-        x = pool.global_avg_pool(x)
+            for numbers in self._equal_blocks(stage, size):
+                x = self._run(stage, numbers, parts, train, x)
+            outputs[f"stage{stage}"] = x
+        for layer in residual.UNITS[self.unit].before:
+            x = parts.norm(name="norm")(x) if layer == "norm" else parts.act(x)
+        x = outputs["pooled"] = pool.global_avg_pool(x)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        return nn.Dense(self.num_classes, kernel_init=layers.torch_uniform, name="head")(x)
+        head = nn.Dense(self.num_classes, kernel_init=layers.torch_uniform, name="head")
+        outputs["logits"] = head(x)
+        return outputs if features else outputs["logits"]
 
     def branch(self, stage: int, stride: int) -> residual.Branch:
         """The convolutions of a block in a stage."""
@@ -177,6 +186,124 @@ class ResNet(nn.Module):
             form=self.form,
         )
 
+    def drop_rate(self, stage: int, number: int) -> float:
+        """The rate of stochastic depth in a block, of those of the stage counted from 1."""
+        blocks = sum(self.stage_sizes)
+        number += sum(self.stage_sizes[: stage - 2])
+        if self.drop_path_mode == "batch":
+            return self.drop_path * number / blocks
+        return self.drop_path * (number - 1) / max(1, blocks - 1)
+
+    @property
+    def loops(self) -> repeat.Loops:
+        """The blocks whose variables are packed."""
+        return tuple(
+            tuple(_name(stage, number) for number in numbers)
+            for stage, size in enumerate(self.stage_sizes, start=2)
+            for numbers in self._equal_blocks(stage, size)
+            if self.packed and self._loops(numbers)
+        )
+
+    def _loops(self, numbers: range) -> bool:
+        return 0 < self.scan <= len(numbers)
+
+    def _layers(self, train: bool) -> Layers:
+        conv = functools.partial(
+            layers.Conv, kernel_init=layers.INITS[self.kernel_init], dtype=self.dtype
+        )
+        norm = layers.norm(
+            self.norm,
+            train=train,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        return Layers(conv, norm, layers.ACTIVATIONS[self.act])
+
+    def _stem(self, parts: Layers) -> "Stem":
+        # What the first block begins with, the stem does not do, or the other way round.
+        left = residual.UNITS[self.unit].before if self.first_act == "block" else ()
+        return Stem(
+            self.stem,
+            self.stem_filters or self.num_filters,
+            parts,
+            STEM_POOLS[self.stem_pool or ("ceil" if self.stem == "deep" else "symmetric")],
+            tuple(layer for layer in ("norm", "act") if layer not in left),
+            self._conv_bias,
+            name="stem",
+        )
+
+    @property
+    def _conv_bias(self) -> str:
+        return self.conv_bias or ("all" if self.norm == "none" else "none")
+
+    def _equal_blocks(self, stage: int, size: int) -> Iterator[range]:
+        """The blocks of a stage, counted from 1, in ranges of equal ones."""
+        halves = self.downsample == "last" and stage < len(self.stage_sizes) + 1 and size > 1
+        yield range(1, 2)
+        yield range(2, size + 1 - halves)
+        yield range(size + 1 - halves, size + 1)
+
+    def _run(
+        self, stage: int, numbers: range, parts: Layers, train: bool, x: jax.Array
+    ) -> jax.Array:
+        """Applies equal blocks of a stage."""
+        if not numbers:
+            return x
+        names = [_name(stage, number) for number in numbers]
+        loops = self._loops(numbers)
+        if loops:
+            parts = dataclasses.replace(parts, conv=functools.partial(parts.conv, looped=True))
+        block = functools.partial(self._block, stage, numbers[0], parts, train)
+        if len(numbers) > 1 and self.is_initializing():
+            repeat.create(self, block(parent=None), names, x, packed=self.packed and loops)
+        rates = [self.drop_rate(stage, number) for number in numbers]
+        if loops:
+            return repeat.loop(
+                self,
+                block(parent=None),
+                names,
+                x,
+                jnp.asarray(rates),
+                packed=self.packed,
+                remat=self.remat,
+            )
+        for name, rate in zip(names, rates, strict=True):
+            x = block(name=name)(x, rate)
+        return x
+
+    def _block(
+        self, stage: int, number: int, parts: Layers, train: bool, **owner: Any
+    ) -> residual.ResidualBlock:
+        """A block of a stage, equal to the others of its range but for its name."""
+        first = number == 1
+        strided = stage > 2 if self.downsample == "first" else stage < len(self.stage_sizes) + 1
+        strided &= number == (1 if self.downsample == "first" else self.stage_sizes[stage - 2])
+        # Option C is the 1x1 convolution on every shortcut, with the norm that projections have.
+        shortcut = "C" if self.skip == "conv1x1" else self.shortcut
+        if strided and not first and shortcut in ("A", "B"):
+            shortcut = "subsample"
+        drop_path = functools.partial(residual.DropPath, self.drop_path_mode, train)
+        constructor = nn.remat(residual.ResidualBlock) if self.remat else residual.ResidualBlock
+        return constructor(
+            self.branch(stage, 2 if strided else 1),
+            shortcut,
+            residual.UNITS[self.unit],
+            parts.conv,
+            parts.norm,
+            parts.act,
+            self._gate(stage),
+            self.se_integration,
+            self._skip(parts.conv, train),
+            drop_path if self.drop_path else None,
+            self.projection_kernel if stage > 2 else 1,
+            self.zero_init_last,
+            self._conv_bias,
+            activated=first and stage == 2 and self.first_act == "stem",
+            **owner,
+        )
+
     def _skip(self, conv: layers.ModuleDef, train: bool) -> layers.ModuleDef | None:
         if self.skip == "constant_scaling":
             return functools.partial(residual.Scaling, self.skip_scale, self.residual_scale)
@@ -187,15 +314,6 @@ class ResNet(nn.Module):
             return functools.partial(residual.ShortcutDropout, train)
         return None
 
-    def _drop_path(self, number: int, train: bool) -> layers.ModuleDef | None:
-        if not self.drop_path:
-            return None
-        blocks = sum(self.stage_sizes)
-        share = number / blocks if self.drop_path_mode == "batch" else (number - 1) / (blocks - 1)
-        return functools.partial(
-            residual.DropPath, self.drop_path * share, self.drop_path_mode, train
-        )
-
     def _gate(self, stage: int) -> layers.ModuleDef | None:
         if not self.se_reduction or (self.se_stages is not None and stage not in self.se_stages):
             return None
@@ -205,45 +323,76 @@ class ResNet(nn.Module):
             self.se_squeeze,
             self.se_gate,
             self.se_bias,
+            self.se_divisor,
             dtype=self.dtype,
         )
 
     def _check_images(self, images: jax.Array) -> None:
-        smallest = 1 if self.stem == "cifar" else 32
-        if images.ndim != 4 or min(images.shape[1:3]) < smallest:
-            raise ValueError(
-                f"images must be [N, H, W, C] with H and W at least {smallest} for the stem "
-                f"{self.stem!r}; their shape is {images.shape}. The stem 'cifar' takes any size."
-            )
+        if images.ndim != 4:
+            raise ValueError(f"images must be [N, H, W, C]; their shape is {images.shape}.")
+        axes.check_image_size(self.stem, images.shape[1:3], any_size=self.any_size)
+
+
+def _name(stage: int, number: int) -> str:
+    return f"stage{stage}_block{number}"
+
+
+# Pixels before and after the image, and what they are.
+STEM_POOLS: dict[str, tuple[tuple[int, int], float]] = {
+    "symmetric": ((1, 1), -jnp.inf),
+    "ceil": ((0, 1), -jnp.inf),
+    "zeros": ((1, 1), 0.0),
+}
 
 
 class Stem(nn.Module):
-    """From images to the first stage: see ResNet.stem."""
+    """From images to the first stage: see ResNet.stem.
+
+    Attributes:
+      kind: 'imagenet', 'cifar' or 'deep'.
+      filters: of its first convolution.
+      layers: of the network.
+      pool: a row of STEM_POOLS.
+      last: what follows the last convolution, of 'norm' and 'act'; both follow the others.
+      conv_bias: see residual.has_bias.
+    """
 
     kind: str
     filters: int
-    conv: layers.ModuleDef
-    norm: layers.ModuleDef
-    act: Callable[[jax.Array], jax.Array]
+    layers: Layers
+    pool: tuple[tuple[int, int], float]
+    last: tuple[str, ...]
+    conv_bias: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H / 4, W / 4, filters], rounded up; 'cifar': [N, H, W, filters]."""
         if self.kind == "cifar":
-            return self._conv("", x, self.filters, 3)
+            return self._conv("", x, self.filters, 3, after=self.last)
         if self.kind == "imagenet":
-            x = self._conv("", x, self.filters, 7, stride=2)
-            return pool.max_pool(x, 3, 2, (1, 1))
-        x = self._conv("1", x, self.filters, 3, stride=2)
-        x = self._conv("2", x, self.filters, 3)
-        x = self._conv("3", x, 2 * self.filters, 3)
-        return pool.max_pool(x, 3, 2, (0, 1))
+            x = self._conv("", x, self.filters, 7, 2, after=self.last)
+        else:
+            x = self._conv("1", x, self.filters, 3, 2)
+            x = self._conv("2", x, self.filters, 3)
+            x = self._conv("3", x, 2 * self.filters, 3, after=self.last)
+        padding, value = self.pool
+        return pool.max_pool(x, 3, 2, padding, value)
 
     def _conv(
-        self, suffix: str, x: jax.Array, filters: int, kernel_size: int, stride: int = 1
+        self,
+        suffix: str,
+        x: jax.Array,
+        filters: int,
+        kernel_size: int,
+        stride: int = 1,
+        after: tuple[str, ...] = ("norm", "act"),
     ) -> jax.Array:
-        x = self.conv(filters, kernel_size, stride, name=f"conv{suffix}")(x)
-        return self.act(self.norm(name=f"norm{suffix}")(x))
+        bias = residual.has_bias(self.conv_bias, normed="norm" in after)
+        conv = self.layers.conv(filters, kernel_size, stride, use_bias=bias, name=f"conv{suffix}")
+        x = conv(x)
+        if "norm" in after:
+            x = self.layers.norm(name=f"norm{suffix}")(x)
+        return self.layers.act(x) if "act" in after else x
 
 
 def resnet(depth: int = 50, **arguments: Any) -> ResNet:

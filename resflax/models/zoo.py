@@ -61,6 +61,8 @@ def _resnets() -> dict[str, functools.partial[ResNet]]:
         name = f"resnext{d}_{cardinality}x{width}d"
         table[name] = functools.partial(resnet, depth=d, **paths)
         table[f"se_{name}"] = functools.partial(resnet, depth=d, **paths, se_reduction=16)
+    for d in (50, 101):
+        table[f"wide_resnet{d}_2"] = functools.partial(resnet, depth=d, base_width=128)
     table["senet154"] = functools.partial(resnet, depth=152, **_SENET154)
     return table
 
@@ -82,6 +84,10 @@ def _cifar_resnets() -> dict[str, functools.partial[ResNet]]:
     table["cifar_se_resnet110"] = functools.partial(
         cifar_resnet, depth=110, shortcut="A", se_reduction=16
     )
+    for d in (110, 164):
+        table[f"cifar_se_preact_resnet{d}"] = functools.partial(
+            table[f"cifar_preact_resnet{d}"], se_reduction=16
+        )
     for cardinality in (8, 16):
         table[f"cifar_resnext29_{cardinality}x64d"] = functools.partial(
             cifar_resnet, depth=29, block="bottleneck", num_filters=64, cardinality=cardinality

@@ -29,6 +29,7 @@ def conv2d(
     stride: int = 1,
     padding: Padding = ((0, 0), (0, 0)),
     groups: int = 1,
+    looped: bool = False,
     lowering: Lowering | None = None,
 ) -> jax.Array:
     """Two-dimensional convolution (cross-correlation), plain or grouped.
@@ -39,6 +40,9 @@ def conv2d(
       stride: the step of the window in both directions.
       padding: zeros before and after, for the height and for the width.
       groups: the cardinality: output channels of group i see the input channels of group i only.
+      looped: whether it is in the body of lax.scan, lax.map or fori_loop. XLA's CPU backend brings
+        gradients into the form that its fast kernels take only outside of loops (jax issue 12868);
+        inside, they are written in that form.
       lowering: 'lax' (XLA's own), 'blocks' (a few dense block-diagonal convolutions), 'dot' (one
         matrix product, for 1x1 kernels), or None: the fastest known for the platform and shapes.
 
@@ -62,8 +66,11 @@ def conv2d(
         if not pointwise:
             raise ValueError("The lowering 'dot' is for 1x1 kernels without padding or groups.")
         return _dot(x, kernel, stride)
+    looped = looped and jax.default_backend() == "cpu"
     if lowering == "blocks":
-        return _blocks(x, kernel, stride, padding, groups)
+        return _blocks(x, kernel, stride, padding, groups, looped)
+    if looped and groups == 1:
+        return _canonical(x, kernel, stride, tuple(map(tuple, padding)))
     return _lax(x, kernel, stride, padding, groups)
 
 
@@ -76,6 +83,7 @@ def conv2d_by_paths(
     stride: int = 1,
     padding: Padding = ((0, 0), (0, 0)),
     groups: int = 1,
+    looped: bool = False,
 ) -> jax.Array:
     """A convolution computed path by path: forms a and b of Figure 3 of ResNeXt (1611.05431).
 
@@ -89,6 +97,7 @@ def conv2d_by_paths(
       stride: see conv2d.
       padding: see conv2d.
       groups: 1, or `paths` where the results are not added up.
+      looped: see conv2d.
 
     Returns:
       What `conv2d` gives, up to rounding.
@@ -97,7 +106,7 @@ def conv2d_by_paths(
     inputs = jnp.split(x, paths, axis=-1) if own_input else [x] * paths
     kernels = jnp.split(kernel, paths, axis=2 if add else 3)
     outputs = [
-        conv2d(part, weights, stride=stride, padding=padding)
+        conv2d(part, weights, stride=stride, padding=padding, looped=looped)
         for part, weights in zip(inputs, kernels, strict=True)
     ]
     return functools.reduce(jnp.add, outputs) if add else jnp.concatenate(outputs, axis=-1)
@@ -123,6 +132,54 @@ def _lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups:
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _canonical(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """A dense convolution whose gradients are convolutions of NHWC images and HWIO kernels."""
+    return _lax(x, kernel, stride, padding, 1)
+
+
+def _canonical_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _lax(x, kernel, stride, padding, 1), (x, kernel)
+
+
+def _canonical_backward(
+    stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    window, image, out = kernel.shape[:2], x.shape[1:3], dy.shape[1:3]
+    # How far the strided windows reach over the image; what is beyond the last one has no gradient.
+    reach = [stride * (n - 1) + 1 for n in out]
+    ends = [(k - 1 - p[0]) for k, p in zip(window, padding, strict=True)]
+    dx = lax.conv_general_dilated(
+        dy,
+        jnp.swapaxes(kernel[::-1, ::-1], 2, 3),
+        window_strides=(1, 1),
+        padding=[
+            (e, n + k - 1 - e - r) for e, n, k, r in zip(ends, image, window, reach, strict=True)
+        ],
+        lhs_dilation=(stride, stride),
+        dimension_numbers=_NHWC,
+    )
+    # Channels as the batch, images as the channels: one window for each place of the kernel.
+    dkernel = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        dy.transpose(1, 2, 0, 3),
+        window_strides=(1, 1),
+        padding=[
+            (p[0], r + k - 1 - n - p[0])
+            for p, n, k, r in zip(padding, image, window, reach, strict=True)
+        ],
+        rhs_dilation=(stride, stride),
+        dimension_numbers=_NHWC,
+    )
+    return dx, dkernel.transpose(1, 2, 0, 3)
+
+
+_canonical.defvjp(_canonical_forward, _canonical_backward)
+
+
 def _dot(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     # Sums in float32, as convolutions have; XLA's CPU backend would add bfloat16 in bfloat16.
     y = jnp.dot(x[:, ::stride, ::stride, :], kernel[0, 0], preferred_element_type=jnp.float32)
@@ -130,11 +187,18 @@ def _dot(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _blocks(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int, looped: bool
 ) -> jax.Array:
     blocks = num_blocks(x.shape[-1], groups)
     outputs = [
-        _lax(part, dense_kernel(weights, groups // blocks), stride, padding, 1)
+        conv2d(
+            part,
+            dense_kernel(weights, groups // blocks),
+            stride=stride,
+            padding=padding,
+            looped=looped,
+            lowering="lax",
+        )
         for part, weights in zip(
             jnp.split(x, blocks, axis=-1), jnp.split(kernel, blocks, axis=-1), strict=True
         )

@@ -5,19 +5,25 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def max_pool(x: jax.Array, window: int, stride: int, padding: tuple[int, int]) -> jax.Array:
+def max_pool(
+    x: jax.Array, window: int, stride: int, padding: tuple[int, int], value: float = -jnp.inf
+) -> jax.Array:
     """Maximum over square windows.
 
     Args:
       x: float [N, H, W, C].
       window: the side of the window, pixels.
       stride: the step of the window, pixels.
-      padding: pixels of minus infinity before and after, in both directions. (1, 1) is PyTorch's
-        3x3/2 pool; (0, 1) is Caffe's, which rounds the output size up.
+      padding: pixels before and after, in both directions. (1, 1) is PyTorch's 3x3/2 pool; (0, 1)
+        is Caffe's, which rounds the output size up.
+      value: of these pixels; 0 in Keras, whose padding is a layer of its own.
 
     Returns:
       [N, H', W', C].
     """
+    if value != -jnp.inf:
+        x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=value)
+        padding = (0, 0)
     return lax.reduce_window(
         x,
         -jnp.inf,
