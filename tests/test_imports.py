@@ -14,7 +14,7 @@ ARROWS = {
     "ops": set(),
     "models": {"ops"},
     "metrics": set(),
-    "train_state": set(),
+    "train_state": {"models"},
     "steps": {"metrics", "train_state"},
     "parallel": set(),
     "optimizers": set(),
@@ -22,7 +22,7 @@ ARROWS = {
     "data": set(),
     "config": {"data", "models", "parallel"},
     "workdir": {"config", "data"},
-    "checkpoint": {"config", "data", "train_state", "workdir"},
+    "checkpoint": {"config", "data", "models", "train_state", "workdir"},
     "evaluate": {"checkpoint", "data", "parallel", "steps"},
     "console": {"models"},
     "writers": {"curves", "workdir"},
@@ -31,8 +31,9 @@ ARROWS = {
         "checkpoint", "config", "console", "data", "evaluate", "models", "optimizers",
         "parallel", "progress", "steps", "train_state", "workdir", "writers",
     },
+    "interop": {"models"},
     "main": {"progress", "train"},
-    "__init__": {"checkpoint", "models"},
+    "__init__": {"checkpoint", "interop", "models"},
 }  # fmt: skip
 
 # A script that restores a checkpoint starts in the time jax takes.
