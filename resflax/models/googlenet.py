@@ -53,8 +53,10 @@ class GoogLeNet(InceptionNet):
         convolution.
       kernel_5x5: side of the kernels in the 5x5 branches; slim and torchvision have 3.
       pool4_window: side of the windows of the pool after inception_4e; slim and torchvision have 2.
-      aux_heads: classifiers on inception_4a and 4d (Section 5), for training; see `__call__`. Their
-        size depends on that of the images: that of the paper at 224 pixels.
+      aux_heads: classifiers on inception_4a and 4d (Section 5), for training; see `__call__`.
+      aux_size: side of the maps that they begin with, averaged from those of any image: 4 in
+        torchvision. None: averages over 5x5 positions with a step of 3, as in the paper; the
+        classifiers' size then depends on that of the images, and is the paper's at 224 pixels.
       aux_dropout: rate in these classifiers.
 
     The other attributes are those of InceptionNet.
@@ -64,6 +66,7 @@ class GoogLeNet(InceptionNet):
     kernel_5x5: int = 5
     pool4_window: int = 3
     aux_heads: bool = False
+    aux_size: int | None = None
     aux_dropout: float = 0.7
     dropout: float = 0.4
 
@@ -92,7 +95,11 @@ class GoogLeNet(InceptionNet):
     def aux_parts(self, train: bool) -> dict[str, Part]:
         """The two classifiers of Section 5."""
         head = functools.partial(
-            GoogLeNetAux, self.num_classes, self.aux_dropout, deterministic=not train
+            GoogLeNetAux,
+            self.num_classes,
+            self.aux_dropout,
+            size=self.aux_size,
+            deterministic=not train,
         )
         return {"inception_4a": head, "inception_4d": head} if self.aux_heads else {}
 
@@ -109,11 +116,12 @@ class GoogLeNet(InceptionNet):
 
 
 class GoogLeNetAux(nn.Module):
-    """An auxiliary classifier: 5x5/3 average pool, 1x1 convolution, two dense layers."""
+    """An auxiliary classifier: average pool, 1x1 convolution, two dense layers."""
 
     num_classes: int
     dropout: float
     layers: Layers
+    size: int | None
     deterministic: bool
 
     @nn.compact
@@ -123,12 +131,16 @@ class GoogLeNetAux(nn.Module):
         Raises:
           ValueError: if the pool's window does not fit.
         """
-        if min(x.shape[1:3]) < 5:
+        if self.size is None and min(x.shape[1:3]) < 5:
             raise ValueError(
                 "aux_heads pool 5x5 positions, so images must have at least 79 pixels; "
                 f"here {x.shape[1]}x{x.shape[2]} positions are left."
             )
-        x = run((functools.partial(pool.avg_pool, window=5, stride=3), Conv(128)), x, self.layers)
+        if self.size is None:
+            x = pool.avg_pool(x, window=5, stride=3)
+        else:
+            x = pool.adaptive_avg_pool(x, self.size)
+        x = run((Conv(128),), x, self.layers)
         x = x.reshape(len(x), -1).astype(jnp.float32)
         x = nn.relu(nn.Dense(1024, kernel_init=torch_uniform, name="hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)
@@ -150,6 +162,10 @@ def googlenet(**arguments: Any) -> GoogLeNet:
     if model.pool4_window not in (2, 3):
         raise ValueError(
             f"pool4_window {model.pool4_window} must be 3 (the paper's) or 2 (torchvision's)."
+        )
+    if model.aux_size is not None and model.aux_size < 1:
+        raise ValueError(
+            f"aux_size {model.aux_size} must be at least 1: 4, as in torchvision; or None."
         )
     if not (model.batch_norm or model.norm_scale):
         raise ValueError("norm_scale False needs batch_norm True: without it there is no norm.")

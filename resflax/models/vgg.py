@@ -42,6 +42,10 @@ class VGG(nn.Module):
       se_reduction: of the squeeze-excite gates after every ReLU of a convolution (SE, 1709.01507,
         Section 5.1); 0: no gates.
       se_bias: whether the gates' dense layers have biases.
+      dense_evaluation: whether the dense layers are computed at every 7x7 positions of larger maps,
+        as convolutions, and averaged over them (Section 3.2; timm), instead of once on maps that
+        are averaged to 7x7 (torchvision). The parameters are the same; smaller maps are averaged
+        up to 7 positions in either case.
       dropout: rate after each hidden dense layer.
       norm: 'none' as in the paper, 'batch' or 'group', between convolution and ReLU; the
         convolutions have biases all the same, as in torchvision.
@@ -59,6 +63,7 @@ class VGG(nn.Module):
     fc_units: int = 4096
     se_reduction: int = 0
     se_bias: bool = True
+    dense_evaluation: bool = False
     dropout: float = 0.5
     norm: str = "none"
     kernel_init: str = "he_fan_out"
@@ -73,7 +78,7 @@ class VGG(nn.Module):
 
         Args:
           images: float [N, H, W, C], normalised. Maps of other sizes than those of 224 pixels are
-            averaged to that size before fc6.
+            averaged to that size before fc6; see `dense_evaluation`.
           train: whether batch norm uses and updates the batch's statistics, and dropout drops.
 
         Returns:
@@ -104,11 +109,25 @@ class VGG(nn.Module):
             stage_filters = self.num_filters * min(2 ** (stage - 1), 8)
             x = Stage(size, stage_filters, conv, norm, self._gate(), name=f"stage{stage}")(x)
             x = pool.max_pool(x, 2, 2, (0, 0))
-        x = pool.adaptive_avg_pool(x, MAP_SIZE).reshape(x.shape[0], -1)
+        x = self._fc6_inputs(x)
         for name in ("fc6", "fc7"):
             x = nn.relu(dense(self.fc_units, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
+        # The classifier is linear: the mean of its scores is the score of the mean.
+        x = pool.global_avg_pool(x) if self.dense_evaluation else x
         return dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+
+    def _fc6_inputs(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, 49 C]; dense_evaluation: [N, H', W', 49 C], every window's."""
+        if not self.dense_evaluation:
+            return pool.adaptive_avg_pool(x, MAP_SIZE).reshape(x.shape[0], -1)
+        height, width = (max(side, MAP_SIZE) for side in x.shape[1:3])
+        x = pool.adaptive_avg_pool(x, (height, width))
+        rows, columns = height - MAP_SIZE + 1, width - MAP_SIZE + 1
+        windows = [
+            x[:, i : i + rows, j : j + columns] for i in range(MAP_SIZE) for j in range(MAP_SIZE)
+        ]
+        return jnp.concatenate(windows, axis=-1)
 
     def _gate(self) -> layers.ModuleDef | None:
         if not self.se_reduction:

@@ -66,7 +66,7 @@ def avg_pool(
     return sums(x) / sums(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
-def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+def adaptive_avg_pool(x: jax.Array, size: int | tuple[int, int]) -> jax.Array:
     """Means over size x size windows that cover the image, however large it is.
 
     Of n pixels, window i has those from floor(i * n / size) up to ceil((i + 1) * n / size), as in
@@ -75,15 +75,18 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
 
     Args:
       x: float [N, H, W, C].
-      size: side of the result, pixels.
+      size: side of the result, or its height and width, pixels.
 
     Returns:
       [N, size, size, C]; `x` itself where it has that size.
     """
-    if x.shape[1:3] == (size, size):
+    sizes = (size, size) if isinstance(size, int) else size
+    if x.shape[1:3] == sizes:
         return x
     # The windows' sides differ, so no windowed reduction fits; two small matrix products do.
-    rows, columns = (_window_means(n, size).astype(x.dtype) for n in x.shape[1:3])
+    rows, columns = (
+        _window_means(n, size).astype(x.dtype) for n, size in zip(x.shape[1:3], sizes, strict=True)
+    )
     return jnp.einsum("ph,nhwc,qw->npqc", rows, x, columns)
 
 
