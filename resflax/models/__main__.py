@@ -1,32 +1,192 @@
-"""Prints the table of the networks: python -m resflax.models [PATTERN]."""
+"""Prints the table of the networks, or of one network's parts: python -m resflax.models --help."""
 
+import argparse
+import csv
+import difflib
+import math
+import os
+import pathlib
 import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
-import rich.box
-import rich.console
-import rich.table
-
-from resflax.models import count, create_model, list_models
+from resflax.models import Count, Published, count, create_model, list_models, published
 from resflax.models.zoo import image_size
 
+# What another command leaves: the largest differences from other people's networks.
+PARITY = pathlib.Path("results/parity.csv")
 
-def main(argv: list[str]) -> int:
-    """Prints the networks whose names match; returns the exit code."""
-    pattern = argv[1] if len(argv) > 1 else "*"
-    names = list_models(pattern)
+HEADINGS = ("network", "image", "parameters", "10^9 MACs", "top-1, %", "top-5, %")
+FOOTNOTE = """
+top-1, top-5: errors as published of the network without overrides; resflax/models/published.csv has
+their sources."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit code 2."""
+        self.exit(2, f"error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints what the command line asks for; returns the exit code."""
+    parser = Parser(prog="python -m resflax.models", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("pattern", nargs="?", default="*", help="a name, or such as '*resnext*'")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--table", action="store_true", help="every module of the one that matches")
+    form.add_argument("--markdown", action="store_true", help="the list as Markdown")
+    parser.add_argument("--batch", type=int, metavar="N", help="images in the step of --table; 1")
+    args = parser.parse_args(argv)
+
+    names = list_models(args.pattern)
     if not names:
-        print(f"error: no network matches {pattern!r}; try '*{pattern}*'.", file=sys.stderr)
-        return 2
-    table = rich.table.Table("network", box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("image", "parameters", "10^9 MACs"):
-        table.add_column(heading, justify="right")
-    for name in names:
-        side = image_size(name)
-        cost = count(create_model(name), (side, side, 3))
-        table.add_row(name, str(side), f"{cost.params:,}", f"{cost.macs / 1e9:.4f}")
-    rich.console.Console().print(table)
+        parser.error(f"no network matches {args.pattern!r}; {_closest(args.pattern)}.")
+    if args.table and len(names) > 1:
+        some = ", ".join(names[:3])
+        parser.error(
+            f"--table takes one network; {args.pattern!r} matches {len(names)}: {some} ..."
+        )
+    if args.batch is not None and (not args.table or args.batch < 1):
+        parser.error("--batch takes the number of images in a step, 1 or more, with --table.")
+
+    if args.table:
+        lines = _table(names[0], args.batch or 1)
+    else:
+        lines = _markdown(names) if args.markdown else _list(names)
+    try:
+        for line in lines:  # one by one: counting them all takes a while
+            print(line, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
+def _closest(pattern: str) -> str:
+    name = pattern.strip("*")
+    close = difflib.get_close_matches(name, list_models(), n=5, cutoff=0.5)
+    close = list_models(f"*{name}*")[:5] or close
+    return f"the closest are {', '.join(close)}" if close else "without a pattern all are listed"
+
+
+def _list(names: list[str]) -> Iterator[str]:
+    widths = (max(map(len, (*names, HEADINGS[0]))), 5, 11, 9, 8, 8)
+    yield from _head(HEADINGS, widths)
+    for name in names:
+        yield _line(_row(name), widths)
+    yield FOOTNOTE
+
+
+def _markdown(names: list[str]) -> Iterator[str]:
+    parity = read_parity(PARITY) if PARITY.exists() else None
+    headings = HEADINGS if parity is None else (*HEADINGS, "parity")
+    yield f"| {' | '.join(headings)} |"
+    yield f"|---|{'---:|' * (len(headings) - 1)}"
+    for name in names:
+        _, *cells = _row(name)
+        if parity is not None:
+            cells.append(parity.get(name, ""))
+        yield f"| {' | '.join((f'`{name}`', *cells))} |"
+
+
+def _row(name: str) -> tuple[str, ...]:
+    """The cells of a network in the list."""
+    side = image_size(name)
+    cost = count(create_model(name), (side, side, 3))
+    row = as_published(name)
+    errors = (row.top1, row.top5) if row else ("", "")
+    return name, str(side), f"{cost.params:,}", f"{cost.macs / 1e9:.4f}", *errors
+
+
+def as_published(name: str) -> Published | None:
+    """The row with the errors of a network as its name makes it.
+
+    That is the row without overrides; if there is none, one whose overrides change nothing.
+    """
+    model = create_model(name)
+    rows = (row for row in published(name) if row.top1 or row.top5)
+    for row in sorted(rows, key=lambda row: bool(row.overrides)):
+        if create_model(name, row.num_classes, **row.overrides) == model:
+            return row
+    return None
+
+
+def read_parity(path: pathlib.Path) -> dict[str, str]:
+    """The largest difference of each network from a peer, and that peer: '2e-06 (timm)'.
+
+    Args:
+      path: a CSV file with the columns model, peer and difference, and any others. Rows without a
+        name or a number are left out.
+    """
+    worst: dict[str, tuple[float, str]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            model = row.get("model")
+            try:
+                difference = float(row["difference"])
+            except (KeyError, TypeError, ValueError):
+                continue
+            if not model:
+                continue
+            difference = math.inf if math.isnan(difference) else difference
+            found = difference, f" ({row['peer']})" if row.get("peer") else ""
+            worst[model] = max(worst.get(model, (-math.inf, "")), found)
+    return {model: f"{difference:.0e}{peer}" for model, (difference, peer) in worst.items()}
+
+
+def _table(name: str, batch_size: int) -> Iterator[str]:
+    """Every module of a network, what it costs for one image, and the memory of a batch."""
+    model, side = create_model(name), image_size(name)
+    cost = count(model, (side, side, 3), batch_size)
+    assert cost.activation_memory is not None
+    headings = ("module", "output", "parameters", "MACs", "activations")
+    rows = [*_modules(cost), _cells("total", cost)]
+    widths = tuple(max(map(len, column)) for column in zip(headings, *rows, strict=True))
+    yield f"{name}, an image of {side} x {side} x 3\n"
+    yield from _head(headings, widths)
+    for row in rows[:-1]:
+        yield _line(row, widths)
+    yield _rule(widths)
+    yield _line(rows[-1], widths)
+    images = f"{batch_size} image" + ("s" if batch_size > 1 else "")
+    yield f"\nactivation memory of a training step on {images}: {_size(cost.activation_memory)}"
+
+
+def _modules(cost: Count, depth: int = 0) -> Iterator[tuple[str, ...]]:
+    for name, part in cost.parts.items():
+        yield _cells("  " * depth + name, part)
+        yield from _modules(part, depth + 1)
+
+
+def _cells(name: str, cost: Count) -> tuple[str, ...]:
+    shape = " x ".join(map(str, cost.output_shape))
+    numbers = (cost.params, cost.macs, cost.activations)
+    return name, shape, *(f"{number:,}" if number else "" for number in numbers)
+
+
+def _size(num_bytes: int) -> str:
+    unit, name = (2**30, "GiB") if num_bytes >= 2**30 else (2**20, "MiB")
+    return f"{num_bytes / unit:.2f} {name} ({num_bytes:,} bytes)"
+
+
+def _head(headings: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    yield _line(headings, widths)
+    yield _rule(widths)
+
+
+def _rule(widths: Sequence[int]) -> str:
+    return "-" * (sum(widths) + 2 * (len(widths) - 1))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """The cells in columns, the first to the left and the others to the right."""
+    first, *others = (
+        cell.rjust(width) if i else cell.ljust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "  ".join((first, *others)).rstrip()
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())
