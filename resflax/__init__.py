@@ -3,18 +3,23 @@
 model = resflax.create_model("se_resnext50_32x4d", num_classes=1000)
 run = resflax.restore("runs/...")
 logits = run.model.apply(run.variables, run.preprocess(images), train=False)
+model, variables = resflax.from_torch("resnet50", "model.safetensors")
 """
 
+import os
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from resflax.models import count, create_model, list_models
 
 if TYPE_CHECKING:
+    import flax.linen as nn
+
     from resflax.checkpoint import Run
 
 __version__ = "0.1.0"
-__all__ = ["count", "create_model", "list_models", "restore"]
+__all__ = ["count", "create_model", "from_torch", "list_models", "restore", "to_torch"]
 
 
 def restore(workdir: str | pathlib.Path, step: int | None = None, *, best: bool = False) -> "Run":
@@ -23,3 +28,28 @@ def restore(workdir: str | pathlib.Path, step: int | None = None, *, best: bool 
     from resflax import checkpoint
 
     return checkpoint.restore_model(workdir, step, best=best)
+
+
+def from_torch(
+    name: str,
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any],
+    num_classes: int | None = None,
+    *,
+    allow_pickle: bool = False,
+    **overrides: Any,
+) -> tuple["nn.Module", dict[str, Any]]:
+    """A network with torchvision's or timm's weights: see resflax.interop.torch.from_torch."""
+    from resflax.interop import torch
+
+    return torch.from_torch(
+        name, path_or_state_dict, num_classes, allow_pickle=allow_pickle, **overrides
+    )
+
+
+def to_torch(
+    model: "nn.Module", variables: dict[str, Any], library: str | None = None
+) -> dict[str, Any]:
+    """Weights as torchvision's or timm's network takes: see resflax.interop.torch.to_torch."""
+    from resflax.interop import torch
+
+    return torch.to_torch(model, variables, library)

@@ -108,8 +108,8 @@ def read(
     """
     leaves = flatten(template)
     _check_paths(entries, leaves)
-    expected = {e.key: jax.eval_shape(e.transform.write, leaves[e.path]).shape for e in entries}
-    check_shapes("the weights", expected, {key: np.shape(array) for key, array in arrays.items()})
+    found = {key: np.shape(array) for key, array in arrays.items()}
+    check_shapes("the weights", shapes(entries, template), found)
     return flax.traverse_util.unflatten_dict(
         {
             # Copied: the other library may go on to change its arrays in place.
@@ -130,6 +130,12 @@ def write(entries: Sequence[Entry], variables: Variables) -> dict[str, np.ndarra
     return {
         e.key: np.array(e.transform.write(np.asarray(leaves[e.path])), order="C") for e in entries
     }
+
+
+def shapes(entries: Sequence[Entry], template: Variables) -> dict[str, tuple[int, ...]]:
+    """Of the other library's arrays, by name; nothing is computed."""
+    leaves = flatten(template)
+    return {e.key: jax.eval_shape(e.transform.write, leaves[e.path]).shape for e in entries}
 
 
 def flatten(variables: Variables) -> dict[Path, Any]:
