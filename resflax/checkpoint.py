@@ -21,6 +21,7 @@ from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.data import augmentation
 from resflax.data.sources import Description
+from resflax.models import repeat
 from resflax.train_state import TrainState
 
 BEST_METRIC = "top1"
@@ -62,6 +63,9 @@ class Checkpointer:
           position: of the training data.
           metrics: of the state's evaluation.
         """
+        if state.loops:
+            # On the host, where a slice costs nothing: the stacks have hundreds.
+            state = jax.device_get(state)
         items = {k: ocp.args.StandardSave(tree) for k, tree in _items(state).items()}
         args = ocp.args.Composite(data=ocp.args.JsonSave(position), **items)
         self._manager.save(int(state.step), args=args, metrics=metrics)
@@ -78,15 +82,14 @@ class Checkpointer:
         step = self._manager.latest_step()
         if step is None:
             return None
-        targets = {k: ocp.args.StandardRestore(_abstract(tree, sharding))
-                   for k, tree in _items(state).items()}  # fmt: skip
+        targets = {
+            name: ocp.args.StandardRestore(_abstract(tree, sharding))
+            for name, tree in jax.eval_shape(_items, state).items()
+        }
         args = ocp.args.Composite(data=ocp.args.JsonRestore(), **targets)
         restored = self._manager.restore(step, args=args)
-        state = state.replace(
-            **restored["variables"],
-            **restored["optimizer"],
-            ema=restored["ema"] if state.ema is not None else None,
-        )
+        items = {name: repeat.pack(restored[name], state.loops) for name in targets}
+        state = state.replace(**items["variables"], **items["optimizer"], ema=items.get("ema"))
         return state, restored["data"]
 
     @property
@@ -176,7 +179,9 @@ def _items(state: TrainState) -> dict[str, Any]:
         "variables": {"params": state.params, "batch_stats": state.batch_stats},
         "optimizer": {"opt_state": state.opt_state, "step": state.step, "key": state.key},
     }
-    return items if state.ema is None else items | {"ema": state.ema}
+    if state.ema is not None:
+        items["ema"] = state.ema
+    return {name: repeat.unpack(tree, state.loops) for name, tree in items.items()}
 
 
 def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:

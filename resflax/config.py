@@ -9,6 +9,7 @@ A config file is a difference to `base()`:
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,7 @@ def base() -> ml_collections.ConfigDict:
     """Every field with its default, its type and its unit."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of the parameters, the order of the images and every random number
+    config.init_from = ""  # run directory, or .safetensors of torchvision or timm, to start from
 
     # The network: `name`, changed by the fields that are not None (see resflax.models.resnet).
     model = config.model = ml_collections.ConfigDict()
@@ -43,12 +45,16 @@ def base() -> ml_collections.ConfigDict:
     model.num_filters = placeholder(int)  # channels of the first stage
     model.stem_filters = placeholder(int)  # channels of the stem
     model.stem = placeholder(str)  # imagenet | cifar | deep
+    model.stem_pool = placeholder(str)  # symmetric | ceil | zeros: padding of the stem's pool
+    model.any_size = placeholder(bool)  # whether images of sizes unusual for the stem are meant
     model.cardinality = placeholder(int)  # groups of the 3x3 convolutions
     model.base_width = placeholder(int)  # channels of a group, at 64 filters
     model.stride_in = placeholder(str)  # 1x1 | 3x3
+    model.downsample = placeholder(str)  # first | last: the block of a stage that halves the image
     model.form = placeholder(str)  # a | b | c: the equal forms of a ResNeXt block
     model.shortcut = placeholder(str)  # A | B | C | none
     model.unit = placeholder(str)  # original | full_preact | the other ones of Identity Mappings
+    model.first_act = placeholder(str)  # stem | block: where the first unit's activation stands
     model.skip = placeholder(str)  # identity | constant_scaling | the other ones of its Table 1
     model.skip_scale = placeholder(float)  # of the shortcut, with constant_scaling
     model.residual_scale = placeholder(float)  # of the branch, with constant_scaling
@@ -57,11 +63,13 @@ def base() -> ml_collections.ConfigDict:
     model.drop_path_mode = placeholder(str)  # batch (one draw, as published) | sample
     model.act = placeholder(str)  # relu | sigmoid | tanh | leaky_relu | silu
     model.norm = placeholder(str)  # batch | group | none
+    model.conv_bias = placeholder(str)  # none | all | unnormed: convolutions with biases
     model.kernel_init = placeholder(str)  # he_fan_out | he_fan_in | glorot | lecun | gaussian
     model.se_reduction = placeholder(int)  # channels per hidden unit of the gates; 0: no gates
     model.se_squeeze = placeholder(str)  # avg | max | none
     model.se_gate = placeholder(str)  # sigmoid | tanh | relu
     model.se_bias = placeholder(bool)  # of the gates' dense layers
+    model.se_divisor = placeholder(int)  # what the gates' hidden units are a multiple of
     model.se_stages = placeholder(tuple)  # stages with gates, of 2 to 5
     model.se_integration = placeholder(str)  # standard | pre | post | identity | 3x3
     model.zero_init_last = placeholder(bool)  # residual branches start as zero
@@ -69,19 +77,29 @@ def base() -> ml_collections.ConfigDict:
     model.compression = placeholder(float)  # channels that its transitions keep, as a share
     model.norm_scale = placeholder(bool)  # whether an Inception net's norms have a scale
     model.dropout = placeholder(float)  # rate before the classifier
+    model.aux_heads = placeholder(bool)  # auxiliary classifiers of an Inception net
+    model.scan = placeholder(int)  # equal blocks in a row from which on they are a loop; 0: never
+    model.remat = placeholder(bool)  # compute blocks twice, for less memory
     model.bn_momentum = placeholder(float)  # share of the running statistics that a step keeps
     model.bn_epsilon = placeholder(float)  # added to the variance
     model.bn_axis = "device"  # statistics of a device's images (the papers') | global: of all
     model.dtype = "float32"  # of the computation | bfloat16
 
     data = config.data = ml_collections.ConfigDict()
-    data.source = "digits"  # digits | shapes
+    data.source = "digits"  # digits | shapes | folder
     data.image_size = 16  # pixels, both sides
+    data.mean = ()  # of each channel, on a scale of 0 to 1; (): that of the training images
+    data.std = ()  # standard deviation, likewise
     data.shapes = ml_collections.ConfigDict()  # of the source 'shapes' only
     data.shapes.num_train = 8000  # images
     data.shapes.num_test = 1000  # images
     data.shapes.seed = 0  # of the images: another seed is another data set
     data.shapes.difficulty = 0.3  # 0: large and clean, 1: small, noisy, cluttered
+
+    data.folder = ml_collections.ConfigDict()  # of the source 'folder' only
+    data.folder.path = ""  # of train/CLASS/*.jpg and val/CLASS/*.jpg, or of CLASS/*.jpg
+    data.folder.val_share = 0.2  # of the images, where there is no val/
+    data.folder.seed = 0  # of which they are
 
     augment = config.augment = ml_collections.ConfigDict()
     augment.crop_padding = 0  # pixels around the image before a random crop
@@ -91,6 +109,8 @@ def base() -> ml_collections.ConfigDict:
     train.batch_size = 128  # images a step, over all devices
     train.epochs = 30.0  # passes over the training images
     train.label_smoothing = 0.0  # probability spread over all classes
+    train.aux_weight = 0.3  # of the loss of each auxiliary classifier
+    train.trainable = ".*"  # regular expression that begins the paths of parameters to be trained
     train.ema_decay = 0.0  # share of the averaged parameters that a step keeps; 0: no average
 
     optim = config.optim = ml_collections.ConfigDict()
@@ -129,7 +149,11 @@ def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def build_model(
-    config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None
+    config: ml_collections.ConfigDict,
+    num_classes: int,
+    axis_name: str | None = None,
+    *,
+    packed: bool = False,
 ) -> nn.Module:
     """The network that the config describes.
 
@@ -137,8 +161,13 @@ def build_model(
       config: of the run.
       num_classes: of its data set.
       axis_name: the mapped axis of the devices, over which batch norm averages if it is global.
+      packed: whether it is to be trained with packed variables: see models.repeat.
     """
     overrides = model_overrides(config)
+    if "scan" in override_names(config.model.name):
+        overrides["packed"] = packed
+        if config.train.trainable != ".*":
+            overrides["scan"] = 0  # the blocks of a loop are trained all or none
     if config.model.bn_axis == "global" and "axis_name" in override_names(config.model.name):
         overrides["axis_name"] = axis_name
     return create_model(config.model.name, num_classes, **overrides)
@@ -159,6 +188,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     _choice(config, "model.bn_axis", BN_AXES)
     _choice(config, "data.source", SOURCES)
     _choice(config, "optim.schedule", SCHEDULES)
+    _pattern(config, "train.trainable")
     _choice(config, "parallel.mode", MODES)
     for field in (
         "train.batch_size",
@@ -174,6 +204,13 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     for field in ("optim.warmup_epochs", "optim.weight_decay", "optim.clip_norm", "optim.lr"):
         _at_least(config, field, 0)
     _at_least(config, "augment.crop_padding", 0)
+    _at_least(config, "train.aux_weight", 0)
+    _between(config, "data.folder.val_share", 0.0, 1.0)
+    if len(config.data.mean) != len(config.data.std) or min(config.data.std, default=1.0) <= 0:
+        raise ConfigError(
+            f"config.data.mean {config.data.mean} and config.data.std {config.data.std} must be a "
+            "number for each channel, the latter positive, or ()."
+        )
     _at_least(config, "data.image_size", 16 if config.data.source == "shapes" else 8)
     for field in ("train.label_smoothing", "train.ema_decay", "optim.momentum"):
         _between(config, field, 0.0, 1.0)
@@ -273,6 +310,15 @@ def _choice(config: ml_collections.ConfigDict, field: str, choices: Iterable[str
         raise ConfigError(
             f"config.{field} {value!r} is not one of {', '.join(map(repr, choices))}."
         )
+
+
+def _pattern(config: ml_collections.ConfigDict, field: str) -> None:
+    try:
+        re.compile(_get(config, field))
+    except re.error as error:
+        raise ConfigError(
+            f"config.{field} {_get(config, field)!r} is no regular expression: {error}."
+        ) from None
 
 
 def _at_least(config: ml_collections.ConfigDict, field: str, least: float) -> None:

@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimizers, from the config's units to steps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,7 +33,9 @@ def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
 
 
 def optimizer(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule
+    config: ml_collections.ConfigDict,
+    schedule: optax.Schedule,
+    trainable: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
     """SGD with momentum and coupled L2, as the papers of these networks train them.
 
@@ -42,15 +45,20 @@ def optimizer(
     Args:
       config: `config.optim`.
       schedule: of the learning rate.
+      trainable: from parameters to a tree of booleans; those that are False stay as they are, and
+        do not count for the gradient's norm. None: all are trained.
     """
     mask = None if config.decay_norm_and_bias else _kernels
-    return optax.chain(
+    sgd = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.add_decayed_weights(config.weight_decay, mask),
         optax.sgd(schedule, config.momentum or None, config.nesterov),
     )
+    if trainable is None:
+        return sgd
+    return optax.partition({True: sgd, False: optax.set_to_zero()}, trainable)
 
 
 def _kernels(params: Any) -> Any:
-    """Marks what is a kernel: norm scales and biases have one axis."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """Marks what is a kernel: not a norm's scale, not a bias."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

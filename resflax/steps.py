@@ -25,6 +25,7 @@ def train_step(
     axis_name: str | None,
     augment: Callable[[jax.Array, jax.Array], jax.Array],
     label_smoothing: float = 0.0,
+    aux_weight: float = 0.0,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Updates the parameters and the running statistics once.
@@ -36,6 +37,7 @@ def train_step(
         the batch is the whole one.
       augment: from keys [N] and uint8 images to normalised float images.
       label_smoothing: see metrics.cross_entropy.
+      aux_weight: of the loss of each auxiliary classifier, where the network has any.
       ema_decay: share of the old average that a step keeps, where `state.ema` is kept.
 
     Returns:
@@ -53,17 +55,23 @@ def train_step(
             {"params": params, "batch_stats": state.batch_stats},
             images,
             train=True,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "intermediates"] if aux_weight else ["batch_stats"],
             rngs={"dropout": dropout_key},
         )
         loss = jnp.mean(metrics.cross_entropy(logits, batch["label"], label_smoothing))
+        for aux in mutated.get("intermediates", {}).get("aux_logits", ()):
+            aux_loss = jnp.mean(metrics.cross_entropy(aux, batch["label"], label_smoothing))
+            loss += aux_weight * aux_loss
         return loss, (logits, mutated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     top1 = jnp.mean(metrics.in_top_k(logits, batch["label"], 1))
     if axis_name is not None:
         # Running statistics too: a checkpoint, and the evaluation, have one set for all devices.
-        grads, batch_stats, loss, top1 = lax.pmean((grads, batch_stats, loss, top1), axis_name)
+        # Their changes are averaged, so that those of frozen parts stay what they are.
+        changes = jax.tree.map(jnp.subtract, batch_stats, state.batch_stats)
+        grads, changes, loss, top1 = lax.pmean((grads, changes, loss, top1), axis_name)
+        batch_stats = jax.tree.map(jnp.add, state.batch_stats, changes)
 
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

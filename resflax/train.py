@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import optax
 
-from resflax import checkpoint, optimizers, steps
+from resflax import checkpoint, optimizers, steps, transfer
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.console import Console
@@ -58,20 +58,22 @@ def train_and_evaluate(
     _introduce(console, config, dataset, parallel, workdir)
 
     num_classes = dataset.description.num_classes
-    model = config_lib.build_model(config, num_classes, parallel.axis_name)
+    model = config_lib.build_model(config, num_classes, parallel.axis_name, packed=True)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
     state = _create_state(config, model, dataset, schedule, parallel)
     train_step = _train_step(config, dataset, parallel)
     evaluate = evaluator(model, dataset, config.eval.batch_size, parallel)
 
     with contextlib.ExitStack() as stack:
-        # Order of restore: the run's own latest state, then a fresh one.
+        # Order of restore: the run's own latest state, then the weights of `init_from`, then none.
         checkpointer = checkpoint.Checkpointer(workdir, config.checkpoint.keep)
         stack.callback(checkpointer.close)
         restored = checkpointer.restore_latest(parallel.single(state), parallel.replicated)
         if restored is not None:
             state, position = parallel.spread(restored[0]), restored[1]
             batches.seek(position)
+        elif config.init_from:
+            state = parallel.spread(transfer.start(parallel.single(state), config, num_classes))
         first_step = int(parallel.single(state).step)
         if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
@@ -136,11 +138,16 @@ def _create_state(
     schedule: optax.Schedule,
     parallel: DataParallel,
 ) -> TrainState:
+    trainable, apply_fn = None, model.apply
+    if config.train.trainable != ".*":
+        trainable = functools.partial(transfer.trainable, pattern=config.train.trainable)
+        apply_fn = transfer.freeze(model.apply, config.train.trainable)
     init = functools.partial(
         create_train_state,
         model,
-        optimizers.optimizer(config.optim, schedule),
+        optimizers.optimizer(config.optim, schedule, trainable),
         dataset.description.image_shape,
+        apply_fn=apply_fn,
         seed=config.seed,
         ema=config.train.ema_decay > 0,
     )
@@ -157,6 +164,7 @@ def _train_step(
         axis_name=parallel.axis_name,
         augment=augmentation.augmenter(normalize, **config.augment),
         label_smoothing=config.train.label_smoothing,
+        aux_weight=config.train.aux_weight if config.model.aux_heads else 0.0,
         ema_decay=config.train.ema_decay,
     )
     return parallel.step(step, donate_state=True)

@@ -52,6 +52,7 @@ def create_train_state(
     tx: optax.GradientTransformation,
     image_shape: Sequence[int],
     *,
+    apply_fn: Callable[..., Any] | None = None,
     seed: int,
     ema: bool,
 ) -> TrainState:
@@ -61,6 +62,7 @@ def create_train_state(
       model: a network of `create_model`.
       tx: its optimizer.
       image_shape: (H, W, C).
+      apply_fn: instead of the network's `apply`, as where parts of it are frozen.
       seed: of the parameters and of every random number in training.
       ema: whether to keep moving averages.
     """
@@ -76,7 +78,7 @@ def create_train_state(
         # A copy: buffers that are donated to the step must not appear in the state twice.
         ema=jax.tree.map(jnp.copy, variables) if ema else None,
         key=jax.random.key(seed),
-        apply_fn=model.apply,
+        apply_fn=apply_fn or model.apply,
         tx=tx,
         loops=getattr(model, "loops", ()),
     )

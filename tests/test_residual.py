@@ -83,7 +83,7 @@ def test_option_a_refuses_to_shrink():
         residual.zero_padded_identity(jnp.zeros((1, 4, 4, 8)), 7, 1)
     # The deep stem gives out more channels than the first stage of basic blocks.
     with pytest.raises(ValueError, match="128 channels to 64"):
-        resflax.count(resflax.create_model("resnet18", stem="deep", shortcut="A"), (32, 32, 3))
+        resflax.count(resflax.create_model("resnet18", stem="deep", shortcut="A"), (64, 64, 3))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,7 @@ def test_each_unit_is_that_of_the_figure(unit):
         "relu_before_addition": lambda: x + relu(n2(c2(relu(n1(c1(x)))))),
         "relu_only_preact": lambda: x + n2(c2(relu(n1(c1(relu(x)))))),
         "full_preact": lambda: x + c2(relu(n2(c1(relu(n1(x)))))),
+        "relu_around_addition": lambda: relu(x + relu(n2(c2(relu(n1(c1(x))))))),
     }[unit]()
     _assert_close(_apply(block, variables, x), expected)
 
@@ -189,7 +190,7 @@ def _pre_activated(variables, x):
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 def test_a_preact_unit_that_reshapes_takes_the_pre_activated_input(shortcut, first):
     x = _normal(0, 2, 5, 6, 8)
-    block = _block(residual.basic(16, 2), shortcut, "full_preact", first=first)
+    block = _block(residual.basic(16, 2), shortcut, "full_preact", activated=first)
     variables = _trained(block, x)
     variables["params"]["conv2"]["kernel"] *= 0
     assert ("norm1" in variables["params"]) is not first
@@ -248,7 +249,7 @@ def test_gradients_reach_every_parameter(unit, shortcut):
 
 
 # A ReLU after the last norm has no slope at zero: such a unit cannot leave the identity.
-@pytest.mark.parametrize("unit", [u for u in UNITS if u != "relu_before_addition"])
+@pytest.mark.parametrize("unit", [u for u in UNITS if UNITS[u].last[-1:] != ("act",)])
 def test_zero_init_leaves_a_way_out_of_the_identity(unit):
     x = _normal(0, 2, 6, 6, 8)
     block = _block(residual.basic(8), "A", unit, True, zero_init_last=True)
@@ -494,7 +495,7 @@ def _residual(variables, name, x, stride):
     return np.maximum(x + y, 0)
 
 
-IMAGENET = {"depth": 14, "num_filters": 4, "num_classes": 5}
+IMAGENET = {"depth": 14, "num_filters": 4, "num_classes": 5, "any_size": True}
 PATHS = {"cardinality": 4, "base_width": 64, "num_filters": 8}
 
 

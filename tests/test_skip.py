@@ -115,8 +115,8 @@ def test_conv1x1_is_option_c():
 
 
 def dropped(mode, train, n=2000):
-    module = residual.DropPath(0.25, mode, train)
-    return np.asarray(module.apply({}, jnp.ones((n, 1, 1, 1)), rngs={"dropout": jax.random.key(0)}))
+    module, rngs = residual.DropPath(mode, train), {"dropout": jax.random.key(0)}
+    return np.asarray(module.apply({}, jnp.ones((n, 1, 1, 1)), 0.25, rngs=rngs))
 
 
 def test_stochastic_depth_per_sample_keeps_the_expectation():
@@ -136,8 +136,7 @@ def test_stochastic_depth_per_batch_draws_once_and_scales_in_evaluation():
 )
 def test_stochastic_depth_grows_linearly(mode, rates):
     model = resflax.create_model("cifar_resnet20", depth=8, drop_path=0.5, drop_path_mode=mode)
-    blocks = [model._drop_path(number, True)().rate for number in (1, 2, 3)]
-    np.testing.assert_allclose(blocks, rates)
+    np.testing.assert_allclose([model.drop_rate(stage, 1) for stage in (2, 3, 4)], rates)
 
 
 def test_stochastic_depth_changes_from_draw_to_draw():

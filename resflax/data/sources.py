@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from resflax.data import shapes
+from resflax.data import folder, shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Dataset:
     description: Description
 
 
-SOURCES = ("digits", "shapes")
+SOURCES = ("digits", "shapes", "folder")
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
@@ -72,18 +72,33 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     if config.source == "digits":
         train, test = digits(config.image_size)
         names = tuple("0123456789")
+    elif config.source == "folder":
+        train, test, names = image_folder(config)
     else:
         train, test = procedural_shapes(config)
         names = shapes.LABEL_NAMES
-    pixels = train.images.reshape(-1, train.images.shape[-1]) / 255.0
+    mean, std = config.mean, config.std
+    if not mean:
+        mean, std = _statistics(train.images)
+    if len(mean) != train.images.shape[-1]:
+        raise ValueError(
+            f"config.data.mean {mean} has {len(mean)} numbers; the images of {config.source!r} "
+            f"have {train.images.shape[-1]} channels."
+        )
     description = Description(
         name=config.source,
         image_shape=train.images.shape[1:],
         label_names=names,
-        mean=tuple(float(m) for m in pixels.mean(0)),
-        std=tuple(float(s) for s in pixels.std(0)),
+        mean=tuple(mean),
+        std=tuple(std),
     )
     return Dataset(train, test, description)
+
+
+def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, on a scale of 0 to 1."""
+    pixels = images.reshape(-1, images.shape[-1]) / 255.0
+    return pixels.mean(0).tolist(), pixels.std(0).tolist()
 
 
 def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
@@ -111,6 +126,25 @@ def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
     )
     source = ArraySource(images[..., None], labels.astype(np.int32))
     return _subset(source, train), _subset(source, test)
+
+
+def image_folder(
+    config: ml_collections.ConfigDict,
+) -> tuple[ArraySource, ArraySource, tuple[str, ...]]:
+    """A directory of JPEGs and PNGs by class, decoded into memory: see resflax.data.folder.
+
+    Args:
+      config: `config.data`: `image_size` and `config.data.folder`.
+
+    Returns:
+      The images to train on, those to evaluate on, and the names of the classes.
+    """
+    options = config.folder
+    train, test, names = folder.examples(
+        options.path, val_share=options.val_share, seed=options.seed
+    )
+    sets = (ArraySource(*folder.load(files, config.image_size)) for files in (train, test))
+    return *sets, names
 
 
 def procedural_shapes(config: ml_collections.ConfigDict) -> tuple[ArraySource, ArraySource]:

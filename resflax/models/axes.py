@@ -54,8 +54,8 @@ CHOICES: dict[str, Collection[str]] = {
 def check(model: "ResNet") -> "ResNet":
     """Returns the network, or raises ValueError where its arguments do not fit together."""
     for name in CHOICES:
-        # None stands for what another field decides.
-        if getattr(model, name) is not None or name not in ("stem_pool", "conv_bias"):
+        # Without a choice, the norm decides about biases.
+        if name != "conv_bias" or model.conv_bias is not None:
             check_choice(name, getattr(model, name))
     for name in (
         "num_classes",
@@ -120,10 +120,10 @@ def _check_identity_path(model: "ResNet") -> None:
         raise ValueError(
             f"skip {model.skip!r} and drop_path {model.drop_path} need a shortcut: 'A', 'B' or 'C'."
         )
-    if model.zero_init_last and model.unit == "relu_before_addition":
+    if model.zero_init_last and residual.UNITS[model.unit].last[-1:] == ("act",):
         raise ValueError(
-            "zero_init_last: a branch that ends in a ReLU, as in unit 'relu_before_addition', "
-            "never leaves zero; the other units do."
+            f"zero_init_last: a branch that ends in a ReLU, as in unit {model.unit!r}, never "
+            "leaves zero; the other units do."
         )
     if model.zero_init_last and model.norm == "none":
         raise ValueError("zero_init_last needs a norm with a scale: norm 'batch' or 'group'.")

@@ -227,8 +227,8 @@ class InceptionNet(nn.Module):
     def layers(self, train: bool) -> Layers:
         """The layers that all parts are made of."""
         norm = functools.partial(
-            nn.BatchNorm,
-            use_running_average=not train,
+            base.BatchNorm,
+            train=train,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             use_scale=self.norm_scale,

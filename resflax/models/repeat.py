@@ -6,7 +6,7 @@ of a loop's blocks are stacked under one name. Else the compiled step would have
 kernels that write them, in proportion to the depth.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -88,7 +88,6 @@ def loop(
     x: jax.Array,
     *arguments: jax.Array,
     packed: bool,
-    remat: bool,
 ) -> jax.Array:
     """Applies equal blocks one after another, inside a compact method of `network`.
 
@@ -101,7 +100,6 @@ def loop(
       x: what the first of them takes; all give out this shape.
       *arguments: further arguments of the blocks: row i is the i-th block's.
       packed: see `create`.
-      remat: whether a block's activations are computed again in the backward pass.
     """
     owned = [packed_name(names)] if packed else names
     stacked = {}
@@ -122,8 +120,7 @@ def loop(
             variables, x, *arguments, rngs=rngs, mutable=["batch_stats"] if updates else []
         )
 
-    body: Callable[..., Any] = jax.checkpoint(step) if remat else step
-    x, updated = lax.scan(body, x, (stacked, keys, arguments))
+    x, updated = lax.scan(step, x, (stacked, keys, arguments))
     if "batch_stats" in updated:
         _write(network, "batch_stats", names, updated["batch_stats"], packed)
     return x

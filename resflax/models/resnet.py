@@ -41,10 +41,10 @@ class ResNet(nn.Module):
       num_filters: of the first stage; a bottleneck block gives out four times as many.
       stem_filters: of the stem; None: as many as in the first stage.
       stem: 'imagenet' (7x7/2, then 3x3/2 max-pool), 'cifar' (3x3, no pool) or 'deep' (three 3x3,
-        then a 3x3/2 max-pool that rounds up; SENet-154).
+        then a 3x3/2 max-pool; SENet-154).
       stem_pool: padding of the stem's pool: 'symmetric' (one pixel on every side, as in PyTorch),
-        'ceil' (none before and one after, as in Caffe), 'zeros' (one pixel of zeros on every side,
-        as in Keras); None: 'ceil' for the deep stem, else 'symmetric'.
+        'ceil' (none before and one after, as in Caffe, so that sizes are rounded up), 'zeros' (one
+        pixel of zeros on every side, as in Keras).
       any_size: whether images are taken that the stem was not made for: smaller than 64 pixels
         for 'imagenet' and 'deep', larger than 128 for 'cifar'.
       cardinality: groups of the 3x3 convolutions of bottleneck blocks (ResNeXt, 1611.05431).
@@ -97,7 +97,7 @@ class ResNet(nn.Module):
     num_filters: int = 64
     stem_filters: int | None = None
     stem: str = "imagenet"
-    stem_pool: str | None = None
+    stem_pool: str = "symmetric"
     any_size: bool = False
     cardinality: int = 1
     base_width: int = 64
@@ -228,7 +228,7 @@ class ResNet(nn.Module):
             self.stem,
             self.stem_filters or self.num_filters,
             parts,
-            STEM_POOLS[self.stem_pool or ("ceil" if self.stem == "deep" else "symmetric")],
+            STEM_POOLS[self.stem_pool],
             tuple(layer for layer in ("norm", "act") if layer not in left),
             self._conv_bias,
             name="stem",
@@ -260,15 +260,8 @@ class ResNet(nn.Module):
             repeat.create(self, block(parent=None), names, x, packed=self.packed and loops)
         rates = [self.drop_rate(stage, number) for number in numbers]
         if loops:
-            return repeat.loop(
-                self,
-                block(parent=None),
-                names,
-                x,
-                jnp.asarray(rates),
-                packed=self.packed,
-                remat=self.remat,
-            )
+            rows = jnp.asarray(rates)
+            return repeat.loop(self, block(parent=None), names, x, rows, packed=self.packed)
         for name, rate in zip(names, rates, strict=True):
             x = block(name=name)(x, rate)
         return x

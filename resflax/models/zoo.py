@@ -23,6 +23,7 @@ _HE_BOTTLENECK: dict[str, Any] = {"block": "bottleneck", "stride_in": "1x1"}
 _PREACT: dict[str, Any] = {"unit": "full_preact"}
 _SENET154: dict[str, Any] = {
     "stem": "deep",
+    "stem_pool": "ceil",
     "cardinality": 64,
     "base_width": 4,
     "halve_first": True,

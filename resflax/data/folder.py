@@ -1,0 +1,100 @@
+"""Images in a directory of class directories: FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg.
+
+Without train/ and val/, FOLDER/CLASS/*.jpg, of which a share is set aside, seeded, class by class.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+
+# A labelled file.
+Example = tuple[pathlib.Path, int]
+
+
+class FolderError(ValueError):
+    """The directory holds no data set; the message says which file or directory and why."""
+
+
+def examples(
+    folder: str | pathlib.Path, *, val_share: float, seed: int
+) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    """The files to train on, those to evaluate on, and the names of the classes, sorted.
+
+    Args:
+      folder: of train/ and val/, or of one directory for each class.
+      val_share: where there is no val/, the share of each class to evaluate on, rounded.
+      seed: of the choice of it.
+
+    Raises:
+      FolderError: if there are fewer than two classes, or a class has no images.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FolderError(f"config.data.folder.path {str(folder)!r} is not a directory.")
+    if (folder / "train").is_dir():
+        train, names = _labelled(folder / "train")
+        if not (folder / "val").is_dir():
+            raise FolderError(f"{folder} has train/ but no val/ beside it.")
+        val, val_names = _labelled(folder / "val")
+        if set(val_names) - set(names):
+            extra = ", ".join(sorted(set(val_names) - set(names)))
+            raise FolderError(f"{folder}/val has classes that train/ has not: {extra}.")
+        return train, [(path, names.index(path.parent.name)) for path, _ in val], names
+    files, names = _labelled(folder)
+    order = np.random.default_rng(seed).permutation(len(files))
+    train, val = [], []
+    for label, name in enumerate(names):
+        own = [files[i] for i in order if files[i][1] == label]
+        held_out = round(val_share * len(own))
+        if not 0 < held_out < len(own):
+            raise FolderError(
+                f"{folder / name}: config.data.folder.val_share {val_share} of {len(own)} images "
+                f"is {held_out}: some must be left to train on and some to evaluate on."
+            )
+        val += own[:held_out]
+        train += own[held_out:]
+    return sorted(train), sorted(val), names
+
+
+def _labelled(folder: pathlib.Path) -> tuple[list[Example], tuple[str, ...]]:
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    if len(names) < 2:
+        raise FolderError(
+            f"{folder} has {len(names)} directories of classes; a data set has two at least."
+        )
+    files = []
+    for label, name in enumerate(names):
+        own = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS)
+        if not own:
+            raise FolderError(f"{folder / name} has no images ({', '.join(EXTENSIONS)}).")
+        files += [(path, label) for path in own]
+    return files, names
+
+
+def load(files: Sequence[Example], image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes images: the middle square, after the shorter side was resized to it.
+
+    Args:
+      files: with their labels.
+      image_size: side of the result, pixels.
+
+    Returns:
+      uint8 [N, image_size, image_size, 3] and int32 [N].
+
+    Raises:
+      FolderError: if a file is not an image that can be read.
+    """
+    images = np.empty((len(files), image_size, image_size, 3), np.uint8)
+    for i, (path, _) in enumerate(files):
+        try:
+            with Image.open(path) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise FolderError(f"{path} cannot be read as an image: {error}.") from None
+        side = (image_size, image_size)
+        images[i] = ImageOps.fit(upright, side, Image.Resampling.BICUBIC)
+    return images, np.array([label for _, label in files], np.int32)

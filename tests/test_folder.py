@@ -1,0 +1,108 @@
+"""Directories of images by class."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resflax.data import folder
+
+
+def save(path, colour, size=(20, 12), **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **kwargs)
+
+
+@pytest.fixture
+def cats_and_dogs(tmp_path):
+    for i in range(10):
+        save(tmp_path / "cats" / f"{i}.jpg", "red")
+        save(tmp_path / "dogs" / f"{i}.PNG", "blue")
+    (tmp_path / "cats" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_a_share_of_each_class_is_set_aside(cats_and_dogs):
+    train, val, names = folder.examples(cats_and_dogs, val_share=0.3, seed=0)
+    assert names == ("cats", "dogs")
+    assert [label for _, label in train].count(0) == [label for _, label in train].count(1) == 7
+    assert not {path for path, _ in train} & {path for path, _ in val}
+    assert len(train) + len(val) == 20
+    again, _, _ = folder.examples(cats_and_dogs, val_share=0.3, seed=0)
+    other, _, _ = folder.examples(cats_and_dogs, val_share=0.3, seed=1)
+    assert train == again != other
+
+
+def test_train_and_val_have_the_classes_of_train(tmp_path):
+    for name in ("a", "b", "c"):
+        save(tmp_path / "train" / name / "1.jpg", "red")
+    for name in ("c", "b"):
+        save(tmp_path / "val" / name / "1.jpg", "red")
+    train, val, names = folder.examples(tmp_path, val_share=0.5, seed=0)
+    assert names == ("a", "b", "c")
+    assert [label for _, label in train] == [0, 1, 2]
+    assert [(path.parent.name, label) for path, label in val] == [("b", 1), ("c", 2)]
+
+
+def test_images_are_resized_and_cropped_in_the_middle(tmp_path):
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 200
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
+    files = [(tmp_path / "wide.png", 1), (tmp_path / "grey.png", 0)]
+    images, labels = folder.load(files, 6)
+    assert images.shape == (2, 6, 6, 3)
+    assert labels.tolist() == [1, 0]
+    assert (images[0, 1:-1, 1:-1] >= 200).all()  # bicubic overshoots at the edges
+    assert (images[1] == 77).all()
+
+
+def test_images_stand_upright(tmp_path):
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by half
+    Image.fromarray(upright).save(tmp_path / "turned.jpg", exif=exif)
+    images, _ = folder.load([(tmp_path / "turned.jpg", 0)], 8)
+    assert images[0, :3].mean() < 10
+    assert images[0, -3:].mean() > 245
+
+
+@pytest.mark.parametrize(
+    ("make", "right"),
+    [
+        (lambda root: None, "is not a directory"),
+        (lambda root: root.mkdir(), "0 directories of classes"),
+        (lambda root: save(root / "cats/1.jpg", "red"), "1 directories of classes"),
+        (
+            lambda root: (save(root / "cats/1.jpg", "red"), (root / "dogs").mkdir()),
+            r"dogs has no images \(.jpg, .jpeg, .png\)",
+        ),
+        (
+            lambda root: [save(root / "train" / n / "1.jpg", "red") for n in "ab"],
+            "no val/ beside it",
+        ),
+        (
+            lambda root: [
+                save(root / split / n / "1.jpg", "red")
+                for split, names in (("train", "ab"), ("val", "abc"))
+                for n in names
+            ],
+            "classes that train/ has not: c",
+        ),
+        (lambda root: [save(root / n / "1.jpg", "red") for n in "ab"], "1 images is 0"),
+    ],
+)
+def test_what_is_no_data_set_is_told_why(tmp_path, make, right):
+    make(tmp_path / "root")
+    with pytest.raises(folder.FolderError, match=right):
+        folder.examples(tmp_path / "root", val_share=0.2, seed=0)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    save(tmp_path / "whole.jpg", "red", (200, 200), quality=95)
+    half = (tmp_path / "whole.jpg").read_bytes()[:900]
+    (tmp_path / "half.jpg").write_bytes(half)
+    for name in ("text.jpg", "half.jpg"):
+        with pytest.raises(folder.FolderError, match=f"{name} cannot be read"):
+            folder.load([(tmp_path / name, 0)], 8)

@@ -1,0 +1,196 @@
+"""Starting from other weights, and training parts of a network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from small import config as small_config
+
+import resflax
+from resflax import config as config_lib
+from resflax import train, transfer
+
+ONE_EPOCH = {"train.epochs": 1.0}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    train.train_and_evaluate(small_config(**ONE_EPOCH), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three classes of colour, 16 images each."""
+    root = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir()
+        for i in range(16):
+            pixels = rng.integers(0, 80, (20, 24, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels).save(root / name / f"{i}.jpg")
+    return root
+
+
+def finetuned(folder, pretrained, workdir, **overrides):
+    config = small_config(
+        **{
+            "data.source": "folder",
+            "data.folder.path": str(folder),
+            "init_from": str(pretrained),
+            "train.batch_size": 16,
+            "train.epochs": 2.0,
+            **overrides,
+        }
+    )
+    result = train.train_and_evaluate(config, workdir)
+    return result, resflax.restore(workdir).variables
+
+
+def changed(a, b):
+    """The parts of two trees whose values differ, by collection."""
+    return {
+        collection: {
+            part
+            for part in a[collection]
+            if any(
+                x.shape != y.shape or np.any(x != y)
+                for x, y in zip(
+                    jax.tree.leaves(a[collection][part]),
+                    jax.tree.leaves(b[collection][part]),
+                    strict=True,
+                )
+            )
+        }
+        for collection in a
+    }
+
+
+def test_the_head_alone_is_new_and_trained(folder, pretrained, tmp_path):
+    before = resflax.restore(pretrained).variables
+    _, after = finetuned(folder, pretrained, tmp_path / "run", **{"train.trainable": "head"})
+    assert after["params"]["head"]["kernel"].shape[-1] == 3
+    assert changed(before, after) == {"params": {"head"}, "batch_stats": set()}
+
+
+def test_a_stage_is_trained_with_its_statistics(folder, pretrained, tmp_path):
+    before = resflax.restore(pretrained).variables
+    _, after = finetuned(folder, pretrained, tmp_path / "run", **{"train.trainable": "stage4|head"})
+    assert changed(before, after) == {
+        "params": {"stage4_block1", "head"},
+        "batch_stats": {"stage4_block1"},
+    }
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
+    before = resflax.restore(pretrained).variables
+    overrides = {"parallel.mode": mode, "train.ema_decay": 0.5, "optim.lr": 0.5}
+    result, after = finetuned(folder, pretrained, tmp_path / "run", **overrides)
+    moved = changed(before, after)
+    assert moved["params"] == set(before["params"])
+    assert moved["batch_stats"] == set(before["batch_stats"])
+    assert result["best/top1"] > 0.5
+
+
+def test_without_a_step_the_weights_are_those_given(pretrained):
+    config = small_config(init_from=str(pretrained))
+    model = config_lib.build_model(config, 10)
+    state = train._create_state(
+        config, model, _Described(), lambda step: 0.1, train.DataParallel.over("jit")
+    )
+    started = transfer.start(state, config, 10)
+    before = resflax.restore(pretrained).variables
+    jax.tree.map(np.testing.assert_array_equal, started.eval_variables, before)
+
+
+class _Described:
+    class description:  # noqa: N801
+        image_shape = (16, 16, 3)
+
+
+def test_a_resumed_run_goes_on_from_its_own_state(folder, pretrained, tmp_path):
+    _, after = finetuned(folder, pretrained, tmp_path / "run")
+    _, again = finetuned(folder, pretrained, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, after, again)
+
+
+def test_frozen_norms_use_their_running_statistics():
+    model = resflax.create_model("cifar_resnet20", depth=8, num_filters=4, scan=0)
+    images = 3.0 + jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    variables = model.init(jax.random.key(0), images, train=False)
+
+    def apply(pattern):
+        apply_fn = transfer.freeze(model.apply, pattern)
+        return apply_fn(variables, images, train=True, mutable=["batch_stats"])
+
+    evaluated = model.apply(variables, images, train=False)
+    np.testing.assert_allclose(apply("head")[0], evaluated, rtol=1e-5, atol=1e-6)
+    trained, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(apply(".*")[0], trained, rtol=1e-5, atol=1e-6)
+    assert np.abs(apply("stage4|head")[0] - evaluated).max() > 1e-3
+    stats = apply("stage4|head")[1]["batch_stats"]
+    assert changed({"s": stats}, {"s": variables["batch_stats"]}) == {"s": {"stage4_block1"}}
+
+
+def test_frozen_parameters_have_no_gradient():
+    model = resflax.create_model("cifar_resnet20", depth=8, num_filters=4, scan=0)
+    images = jnp.ones((2, 8, 8, 3))
+    variables = model.init(jax.random.key(0), images, train=False)
+    apply_fn = transfer.freeze(model.apply, "head")
+    grads = jax.grad(lambda p: apply_fn({**variables, "params": p}, images, train=False).sum())(
+        variables["params"]
+    )
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads["stage4_block1"]))
+    assert np.any(grads["head"]["bias"] != 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "right"),
+    [
+        ({"init_from": "/nowhere"}, "/nowhere does not exist"),
+        ({"model.shortcut": "A"}, r"config.model.shortcut is 'A', of the weights 'B'"),
+        ({"model.num_filters": 16}, "num_filters is 16, of the weights 8"),
+        ({"train.trainable": "tail"}, "'tail' begins no parameter of .*head"),
+        ({"train.trainable": "("}, "no regular expression"),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_why(folder, pretrained, tmp_path, overrides, right):
+    with pytest.raises(ValueError, match=right):
+        finetuned(folder, pretrained, tmp_path / "run", **overrides)
+    assert not (tmp_path / "run/checkpoints/1").exists()
+
+
+def test_weights_of_torchvision_start_a_run(folder, tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    pytest.importorskip("torch")
+    model = resflax.create_model("resnet18", num_classes=7, num_filters=8)
+    variables = model.init(jax.random.key(3), jnp.ones((1, 64, 64, 3)), train=False)
+    arrays = {k: v.numpy() for k, v in resflax.to_torch(model, variables).items()}
+    safetensors.save_file(arrays, tmp_path / "weights.safetensors")
+    config = small_config(
+        **{
+            "model.name": "resnet18",
+            "model.depth": None,
+            "model.num_filters": 8,
+            "model.cardinality": None,
+            "model.base_width": None,
+            "model.se_reduction": None,
+            "data.source": "folder",
+            "data.folder.path": str(folder),
+            "data.image_size": 64,
+            "data.mean": (0.485, 0.456, 0.406),
+            "data.std": (0.229, 0.224, 0.225),
+            "init_from": str(tmp_path / "weights.safetensors"),
+            "train.trainable": "head",
+            "train.batch_size": 16,
+            "train.epochs": 1.0,
+        }
+    )
+    train.train_and_evaluate(config, tmp_path / "run")
+    run = resflax.restore(tmp_path / "run")
+    assert changed(variables, run.variables) == {"params": {"head"}, "batch_stats": set()}
+    assert run.dataset.mean == (0.485, 0.456, 0.406)
