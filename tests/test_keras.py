@@ -213,6 +213,13 @@ def test_what_does_not_fit_is_named(tmp_path):
     assert "4 of another shape: bn/gamma [3] where [1024] is expected" in message
 
 
+def test_layers_with_counted_names_that_are_missing_are_named_by_their_place(tmp_path):
+    convs = {f"conv2d_{i}": [("kernel", np.zeros((3, 3, 3, 32), np.float32))] for i in range(3)}
+    write_legacy(tmp_path / "short.h5", convs)
+    with pytest.raises(ValueError, match=r"missing: .* of stem/conv1/norm/beta \[32\]"):
+        interop.from_keras("inception_v3", tmp_path / "short.h5", num_classes=5)
+
+
 def test_files_that_are_not_keras(tmp_path):
     path = tmp_path / "weights.h5"
     with pytest.raises(FileNotFoundError):

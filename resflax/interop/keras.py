@@ -10,7 +10,6 @@ does for the network at hand: `keras.applications.<module>.preprocess_input`.
 
 import dataclasses
 import functools
-import itertools
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -291,10 +290,10 @@ def _file_names(found: Sequence[Layer], file: File) -> Iterator[tuple[Layer, str
         )
         for kind in KINDS
     }
-    lacking = itertools.count(1)
     for layer in found:
         name = layer.name or next(counted[layer.kind], None)
-        yield layer, name or f"{layer.kind} that is lacking, number {next(lacking)}"
+        # Without a name, the file lacks it: an error will say so.
+        yield layer, name or f"{layer.kind} of {'/'.join(layer.module)}"
 
 
 def _number(name: str) -> int:
