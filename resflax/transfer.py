@@ -19,7 +19,7 @@ from jax import lax
 from resflax import checkpoint
 from resflax import config as config_lib
 from resflax.interop.torch import from_torch
-from resflax.models import layers, repeat
+from resflax.models import repeat
 from resflax.train_state import TrainState
 
 PyTree = Any
@@ -60,10 +60,11 @@ def freeze(apply_fn: Callable[..., Any], pattern: str) -> Callable[..., Any]:
 
     def interceptor(next_fn, args, kwargs, context):
         module = context.module
-        if isinstance(module, layers.BatchNorm) and "use_running_average" in kwargs:
-            trains = re.match(pattern, "/".join((*module.path, "bias")))
-            kwargs = kwargs if trains else kwargs | {"use_running_average": True}
-        return next_fn(*args, **kwargs)
+        constant = not isinstance(module, nn.BatchNorm) or module.use_running_average
+        if constant or re.match(pattern, "/".join((*module.path, "bias"))):
+            return next_fn(*args, **kwargs)
+        # The same variables, in evaluation mode.
+        return module.clone(parent=module.scope, use_running_average=True)(*args, **kwargs)
 
     def apply(variables: PyTree, *args: Any, **kwargs: Any) -> Any:
         params = variables["params"]

@@ -136,6 +136,26 @@ def test_scan_zero_is_never_and_a_short_run_is_none():
         network(scan=-1)
 
 
+def test_inception_blocks_loop_too():
+    blocks, loop, packed = (
+        resflax.create_model(
+            "inception_resnet_v2", num_classes=3, stage_sizes=(1, 3, 3), se_reduction=16, **fields
+        )
+        for fields in ({"scan": 0}, {"scan": 2}, {"scan": 2, "packed": True})
+    )
+    images = jax.random.normal(jax.random.key(1), (2, 75, 75, 3))
+    variables = jax.jit(functools.partial(blocks.init, train=False))(
+        jax.random.key(0, impl="rbg"), images
+    )
+    # The last block, which is linear, is another one.
+    assert packed.loops == (("block_b1", "block_b2", "block_b3"), ("block_c1", "block_c2"))
+    expected = jax.jit(functools.partial(blocks.apply, train=False))(variables, images)
+    for model in (loop, packed):
+        apply = jax.jit(functools.partial(model.apply, train=False))
+        logits = apply(repeat.pack(variables, model.loops), images)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["shard_map", "pmap"])
 def test_a_run_with_loops_restores_without_them_and_goes_on(tmp_path, mode):
     deep = {

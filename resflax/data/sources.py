@@ -143,8 +143,10 @@ def image_folder(
     train, test, names = folder.examples(
         options.path, val_share=options.val_share, seed=options.seed
     )
-    sets = (ArraySource(*folder.load(files, config.image_size)) for files in (train, test))
-    return *sets, names
+    train_set, test_set = (
+        ArraySource(*folder.load(files, config.image_size)) for files in (train, test)
+    )
+    return train_set, test_set, names
 
 
 def procedural_shapes(config: ml_collections.ConfigDict) -> tuple[ArraySource, ArraySource]:

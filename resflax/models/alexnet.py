@@ -65,7 +65,9 @@ class AlexNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool, features: bool = False
+    ) -> jax.Array | dict[str, jax.Array]:
         """Computes logits.
 
         Args:
@@ -73,9 +75,11 @@ class AlexNet(nn.Module):
             paper says 224, which does not give its 55x55 maps), of 224 pixels with 2. Maps of
             other sizes are averaged to 6x6 before fc6.
           train: whether dropout drops.
+          features: whether to return what comes out of every part of the network.
 
         Returns:
-          float32 [N, num_classes].
+          float32 [N, num_classes]; with `features`, that and what is before it by name: 'conv1' to
+          'conv5' [N, H', W', C'], after their ReLUs, 'fc6' and 'fc7' [N, fc_units], 'logits'.
 
         Raises:
           ValueError: if `images` has not four axes, or is too small for the max-pools.
@@ -85,11 +89,12 @@ class AlexNet(nn.Module):
             layers.Conv, use_bias=True, kernel_init=INITS[self.kernel_init], dtype=self.dtype
         )
         dense = functools.partial(nn.Dense, kernel_init=INITS[self.kernel_init])
+        outputs = {}
         x = images
         for i, (filters, size) in enumerate(zip(self.widths, KERNEL_SIZES, strict=True), start=1):
             name = f"conv{i}"
             x = conv(filters, size, **self._conv_settings(name), name=name)(x)
-            x = nn.relu(x)
+            x = outputs[name] = nn.relu(x)
             x = lrn.local_response_norm(x) if self.lrn and i <= 2 else x
             x = pool.max_pool(x, 3, 2, (0, 0)) if name in POOLED else x
         x = pool.adaptive_avg_pool(x, MAP_SIZE).reshape(x.shape[0], -1)
@@ -97,9 +102,10 @@ class AlexNet(nn.Module):
             x = self._drop(name, x, train)
             bias_init = self._bias_init(name)
             x = dense(self.fc_units, bias_init=bias_init, dtype=self.dtype, name=name)(x)
-            x = nn.relu(x)
+            x = outputs[name] = nn.relu(x)
         x = self._drop("head", x, train)
-        return dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+        outputs["logits"] = dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+        return outputs if features else outputs["logits"]
 
     def _conv_settings(self, name: str) -> dict[str, Any]:
         settings: dict[str, Any] = {"bias_init": self._bias_init(name)}

@@ -68,15 +68,19 @@ class DenseNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool, features: bool = False
+    ) -> jax.Array | dict[str, jax.Array]:
         """Computes logits.
 
         Args:
           images: float [N, H, W, C], normalised.
           train: whether batch norm uses and updates the batch's statistics, and dropout drops.
+          features: whether to return what comes out of every part of the network.
 
         Returns:
-          float32 [N, num_classes].
+          float32 [N, num_classes]; with `features`, that and the maps before it by name: 'stem',
+          'block1' to 'block4' [N, H', W', C'], 'pooled' [N, C], 'logits'.
 
         Raises:
           ValueError: if `images` has not four axes, or is too small to be halved that often.
@@ -98,6 +102,7 @@ class DenseNet(nn.Module):
         )
         dropout = functools.partial(nn.Dropout, self.dropout, deterministic=not train)
         x = Stem(self.stem, self.stem_filters, conv, norm, name="stem")(images)
+        outputs = {"stem": x}
         for block, size in enumerate(self.stage_sizes, start=1):
             if block > 1:
                 # Truncated: theta = 1 keeps every channel, and 0.5 of an odd number rounds down.
@@ -113,10 +118,12 @@ class DenseNet(nn.Module):
                     name=f"block{block}_layer{i}",
                 )
                 x = jnp.concatenate([x, layer(x)], axis=-1)
+            outputs[f"block{block}"] = x
         x = nn.relu(norm(name="norm")(x))
-        x = pool.global_avg_pool(x)
+        x = outputs["pooled"] = pool.global_avg_pool(x)
         head = functools.partial(nn.Dense, kernel_init=layers.torch_uniform, dtype=jnp.float32)
-        return head(self.num_classes, name="head")(x)
+        outputs["logits"] = head(self.num_classes, name="head")(x)
+        return outputs if features else outputs["logits"]
 
     def _check_images(self, images: jax.Array) -> None:
         halvings = len(self.stage_sizes) - 1 + (2 if self.stem == "imagenet" else 0)

@@ -7,6 +7,7 @@ a `Conv` (with norm and ReLU), a `Fork` of several, or a function of images, suc
 
 import dataclasses
 import functools
+import itertools
 import string
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models import layers as base
+from resflax.models import repeat
 from resflax.ops import pool
 
 VALID = (0, 0)
@@ -167,6 +169,9 @@ class InceptionNet(nn.Module):
       bn_momentum: share of the old running statistics that a training step keeps.
       bn_epsilon: added to the variance.
       axis_name: the mapped axis over which batch norm averages its statistics; None: none.
+      scan: equal parts in a row that run as one loop if they are at least so many; 0: none do. See
+        models.repeat.
+      packed: whether the variables of such parts are stacked under one name: see `loops`.
       dtype: of the computation. Parameters, statistics and logits are float32.
     """
 
@@ -180,13 +185,17 @@ class InceptionNet(nn.Module):
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-3
     axis_name: str | None = None
+    scan: int = 16
+    packed: bool = False
     dtype: jnp.dtype = jnp.float32
 
     # Of the side of an image, pixels: with less, nothing is left after the unpadded layers.
     smallest_image: ClassVar[int] = 75
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool, features: bool = False
+    ) -> jax.Array | dict[str, jax.Array]:
         """Computes logits.
 
         Auxiliary classifiers, where the network has them, run in training: their logits, float32
@@ -196,9 +205,12 @@ class InceptionNet(nn.Module):
         Args:
           images: float [N, H, W, C], normalised.
           train: whether batch norm uses and updates the batch's statistics, and dropout drops.
+          features: whether to return what comes out of every part of the network.
 
         Returns:
-          float32 [N, num_classes].
+          float32 [N, num_classes]; with `features`, that and the maps before it: those of the parts
+          of the table [N, H', W', C'], by their names (of parts that run as a loop, the last
+          one's), 'pooled' [N, C], 'logits'.
 
         Raises:
           ValueError: if `images` has not four axes, or is too small for the unpadded layers.
@@ -206,15 +218,53 @@ class InceptionNet(nn.Module):
         self._check_images(images)
         layers = self.layers(train)
         heads = self.aux_parts(train)
+        outputs: dict[str, jax.Array] = {}
         x = images
-        for name, part in self.parts().items():
-            x = part(layers=layers, name=name)(x)
-            if name in heads and (train or self.is_initializing()):
-                logits = heads[name](layers=layers, name=f"{name}_aux")(x)
+        table = self.parts()
+        for names in self._equal_parts(table):
+            outputs |= self._run(table[names[0]], names, layers, x)
+            x = outputs[names[-1]]
+            if names[-1] in heads and (train or self.is_initializing()):
+                logits = heads[names[-1]](layers=layers, name=f"{names[-1]}_aux")(x)
                 self.sow("intermediates", "aux_logits", logits)
-        x = pool.global_avg_pool(x)
+        x = outputs["pooled"] = pool.global_avg_pool(x)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        return nn.Dense(self.num_classes, kernel_init=base.torch_uniform, name="head")(x)
+        head = nn.Dense(self.num_classes, kernel_init=base.torch_uniform, name="head")
+        outputs["logits"] = head(x)
+        return outputs if features else outputs["logits"]
+
+    @property
+    def loops(self) -> repeat.Loops:
+        """The parts whose variables are packed."""
+        runs = self._equal_parts(self.parts())
+        return tuple(names for names in runs if self.packed and self._loops(names))
+
+    def _loops(self, names: tuple[str, ...]) -> bool:
+        return 1 < len(names) >= self.scan > 0
+
+    def _equal_parts(self, table: dict[str, Part]) -> list[tuple[str, ...]]:
+        """The names of the table; those of one and the same part in a row are together."""
+        runs = itertools.groupby(table, key=lambda name: id(table[name]))
+        return [tuple(names) for _, names in runs]
+
+    def _run(
+        self, part: Part, names: tuple[str, ...], layers: Layers, x: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Applies a part as often as it has names; what comes out, by name: of a loop, the last."""
+        loops = self._loops(names)
+        if loops:
+            conv = functools.partial(layers.conv, looped=True)
+            layers = dataclasses.replace(layers, conv=conv)
+        if len(names) > 1 and self.is_initializing():
+            packed = self.packed and loops
+            repeat.create(self, part(layers=layers, parent=None), names, x, packed=packed)
+        if loops:
+            block = part(layers=layers, parent=None)
+            return {names[-1]: repeat.loop(self, block, names, x, packed=self.packed)}
+        outputs = {}
+        for name in names:
+            x = outputs[name] = part(layers=layers, name=name)(x)
+        return outputs
 
     def parts(self) -> dict[str, Part]:
         """The table: the network's parts by their names, in the order of their use."""
@@ -227,8 +277,8 @@ class InceptionNet(nn.Module):
     def layers(self, train: bool) -> Layers:
         """The layers that all parts are made of."""
         norm = functools.partial(
-            base.BatchNorm,
-            train=train,
+            nn.BatchNorm,
+            use_running_average=not train,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             use_scale=self.norm_scale,

@@ -187,14 +187,17 @@ class InceptionResNet(InceptionNet):
         variant = VARIANTS[self.variant]
         a, b, c = self.stage_sizes
         scale_a, scale_b, scale_c = self.scales
-        blocks_c = {f"block_c{i}": _residual(variant.block_c, scale_c) for i in range(1, c + 1)}
+        block_a = _residual(variant.block_a, scale_a)
+        block_b = _residual(variant.block_b, scale_b)
+        block_c = _residual(variant.block_c, scale_c)
+        blocks_c = {f"block_c{i}": block_c for i in range(1, c + 1)}
         if variant.last_linear:
             blocks_c[f"block_c{c}"] = _residual(variant.block_c, 1.0, act=False)
         return {
             **variant.stem,
-            **{f"block_a{i}": _residual(variant.block_a, scale_a) for i in range(1, a + 1)},
+            **{f"block_a{i}": block_a for i in range(1, a + 1)},
             "reduction_a": variant.reduction_a,
-            **{f"block_b{i}": _residual(variant.block_b, scale_b) for i in range(1, b + 1)},
+            **{f"block_b{i}": block_b for i in range(1, b + 1)},
             "reduction_b": variant.reduction_b,
             **blocks_c,
             **variant.last,

@@ -7,7 +7,6 @@ from typing import Any
 from resflax.models.inception import (
     MAX_POOL,
     VALID,
-    Branch,
     Conv,
     Fork,
     InceptionNet,
@@ -47,20 +46,20 @@ def reduction_a(klm: tuple[int, int, int], n: int) -> Part:
 
 
 # Figures 4, 5 and 6: the modules on the grids of 35x35, 17x17 and 8x8 positions.
-MODULE_A: tuple[Branch, ...] = (
+MODULE_A = mixed(
     (Conv(96),),
     (Conv(64), Conv(96, 3)),
     (Conv(64), Conv(96, 3), Conv(96, 3)),
     (AVG_POOL, Conv(96)),
 )
-MODULE_B: tuple[Branch, ...] = (
+MODULE_B = mixed(
     (Conv(384),),
     (Conv(192), Conv(224, (1, 7)), Conv(256, (7, 1))),
     (Conv(192), Conv(192, (7, 1)), Conv(224, (1, 7)), Conv(224, (7, 1)), Conv(256, (1, 7))),
     (AVG_POOL, Conv(128)),
 )
 _FORK = Fork((Conv(256, (1, 3)), Conv(256, (3, 1))))
-MODULE_C: tuple[Branch, ...] = (
+MODULE_C = mixed(
     (Conv(256),),
     (Conv(384), _FORK),
     (Conv(384), Conv(448, (3, 1)), Conv(512, (1, 3)), _FORK),
@@ -93,11 +92,11 @@ class InceptionV4(InceptionNet):
         """The stem, and three stages of equal modules with reductions between them."""
         table = dict(STEM)
         a, b, c = self.stage_sizes
-        table |= {f"inception_a{i}": mixed(*MODULE_A) for i in range(1, a + 1)}
+        table |= {f"inception_a{i}": MODULE_A for i in range(1, a + 1)}
         table["reduction_a"] = reduction_a((192, 224, 256), 384)
-        table |= {f"inception_b{i}": mixed(*MODULE_B) for i in range(1, b + 1)}
+        table |= {f"inception_b{i}": MODULE_B for i in range(1, b + 1)}
         table["reduction_b"] = REDUCTION_B
-        table |= {f"inception_c{i}": mixed(*MODULE_C) for i in range(1, c + 1)}
+        table |= {f"inception_c{i}": MODULE_C for i in range(1, c + 1)}
         return table
 
 

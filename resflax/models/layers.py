@@ -155,29 +155,13 @@ def norm(
     if kind == "group":
         return functools.partial(GroupNorm, epsilon=epsilon, dtype=dtype)
     return functools.partial(
-        BatchNorm,
-        train=train,
+        nn.BatchNorm,
+        use_running_average=not train,
         momentum=momentum,
         epsilon=epsilon,
         axis_name=axis_name,
         dtype=dtype,
     )
-
-
-class BatchNorm(nn.BatchNorm):
-    """flax's batch norm, whose mode an interceptor can change: `use_running_average` of the call.
-
-    Attributes:
-      train: whether the batch's statistics are used and the running ones updated.
-
-    The other attributes are flax's.
-    """
-
-    train: bool = False
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> the same shape."""
-        return super().__call__(x, use_running_average=not self.train)
 
 
 class GroupNorm(nn.Module):

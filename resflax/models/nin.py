@@ -39,15 +39,19 @@ class NIN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool, features: bool = False
+    ) -> jax.Array | dict[str, jax.Array]:
         """Computes logits.
 
         Args:
           images: float [N, H, W, C], normalised, of any size from 4 pixels.
           train: whether dropout drops.
+          features: whether to return what comes out of every part of the network.
 
         Returns:
-          float32 [N, num_classes].
+          float32 [N, num_classes]; with `features`, that and the maps before it by name: 'block1'
+          to 'block3' [N, H', W', C'], 'logits'.
 
         Raises:
           ValueError: if `images` has not four axes, or is too small for the pools.
@@ -68,9 +72,14 @@ class NIN(nn.Module):
             Block(widths, size, conv, name=f"block{i}")
             for i, (widths, size) in enumerate(zip(self.widths, KERNEL_SIZES, strict=True), start=1)
         )
-        x = dropout(name="dropout1")(pool.max_pool(first(images), 3, 2, (0, 1)))
-        x = dropout(name="dropout2")(_ceil_avg_pool(second(x)))
-        return Head(self.num_classes, conv, name="head")(third(x))
+        outputs = {}
+        x = outputs["block1"] = first(images)
+        x = dropout(name="dropout1")(pool.max_pool(x, 3, 2, (0, 1)))
+        x = outputs["block2"] = second(x)
+        x = dropout(name="dropout2")(_ceil_avg_pool(x))
+        x = outputs["block3"] = third(x)
+        outputs["logits"] = Head(self.num_classes, conv, name="head")(x)
+        return outputs if features else outputs["logits"]
 
 
 class Block(nn.Module):

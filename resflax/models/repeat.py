@@ -105,7 +105,7 @@ def loop(
     stacked = {}
     for collection in ("params", "batch_stats"):
         if network.has_variable(collection, owned[0]):
-            variables = [network.get_variable(collection, name) for name in owned]
+            variables: list[Any] = [network.get_variable(collection, name) for name in owned]
             stacked[collection] = variables[0] if packed else _stack(variables)
     # No statistics move while a network is initialised.
     updates = network.is_mutable_collection("batch_stats") and not network.is_initializing()

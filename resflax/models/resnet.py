@@ -205,7 +205,7 @@ class ResNet(nn.Module):
         )
 
     def _loops(self, numbers: range) -> bool:
-        return 0 < self.scan <= len(numbers)
+        return 1 < len(numbers) >= self.scan > 0
 
     def _layers(self, train: bool) -> Layers:
         conv = functools.partial(

@@ -73,16 +73,20 @@ class VGG(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool, features: bool = False
+    ) -> jax.Array | dict[str, jax.Array]:
         """Computes logits.
 
         Args:
           images: float [N, H, W, C], normalised. Maps of other sizes than those of 224 pixels are
             averaged to that size before fc6; see `dense_evaluation`.
           train: whether batch norm uses and updates the batch's statistics, and dropout drops.
+          features: whether to return what comes out of every part of the network.
 
         Returns:
-          float32 [N, num_classes].
+          float32 [N, num_classes]; with `features`, that and what is before it by name: 'stage1' to
+          'stage5' [N, H', W', C'], before their pools, 'fc6' and 'fc7' [..., fc_units], 'logits'.
 
         Raises:
           ValueError: if `images` has not four axes, or is too small for the max-pools.
@@ -104,18 +108,22 @@ class VGG(nn.Module):
             dtype=self.dtype,
         )
         dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
+        outputs = {}
         x = images
         for stage, size in enumerate(self.stage_sizes, start=1):
             stage_filters = self.num_filters * min(2 ** (stage - 1), 8)
-            x = Stage(size, stage_filters, conv, norm, self._gate(), name=f"stage{stage}")(x)
+            name = f"stage{stage}"
+            x = Stage(size, stage_filters, conv, norm, self._gate(), name=name)(x)
+            outputs[name] = x
             x = pool.max_pool(x, 2, 2, (0, 0))
         x = self._fc6_inputs(x)
         for name in ("fc6", "fc7"):
-            x = nn.relu(dense(self.fc_units, dtype=self.dtype, name=name)(x))
+            x = outputs[name] = nn.relu(dense(self.fc_units, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
         # The classifier is linear: the mean of its scores is the score of the mean.
         x = pool.global_avg_pool(x) if self.dense_evaluation else x
-        return dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+        outputs["logits"] = dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+        return outputs if features else outputs["logits"]
 
     def _fc6_inputs(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, 49 C]; dense_evaluation: [N, H', W', 49 C], every window's."""
