@@ -1,6 +1,7 @@
 """Tests of the convolution's lowerings against XLA's own, in value and in both gradients."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,39 @@ def test_blocks_agree_with_lax(size, c_in, c_out, groups, stride, padding):
     settings = {"stride": stride, "padding": padding, "groups": groups}
     expected = _value_and_grads("lax", *operands, **settings)
     _assert_close(_value_and_grads("blocks", *operands, **settings), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding"),
+    [(1, SAME), (2, SAME), (3, SAME), (2, VALID), (1, ((0, 1), (2, 1))), (2, ((3, 0), (0, 2)))],
+)
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "groups"), [(7, 3, 1), (8, 3, 1), (9, 5, 1), (6, 2, 1), (7, 3, 4)]
+)
+def test_gradients_written_for_loops_agree_with_lax(size, kernel_size, groups, stride, padding):
+    operands = _operands(size, kernel_size, 8, 12, groups)
+    settings = {"stride": stride, "padding": padding, "groups": groups}
+    expected = _value_and_grads("lax", *operands, **settings)
+    lowering = "lax" if groups == 1 else "blocks"
+    _assert_close(_value_and_grads(lowering, *operands, looped=True, **settings), expected, 1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 32])
+def test_in_a_loop_every_convolution_has_images_first_and_channels_last(groups):
+    x, kernel = _operands(8, 3, 64, 64, groups)
+
+    def grads(looped):
+        def loss(kernel):
+            def body(x, _):
+                return conv2d(x, kernel, padding=SAME, groups=groups, looped=looped), None
+
+            return jnp.sum(jax.lax.scan(body, x, None, length=3)[0])
+
+        text = jax.jit(jax.grad(loss)).lower(kernel).as_text()
+        return set(re.findall(r"dim_numbers = \[(.*?)\]x", text))
+
+    assert grads(looped=True) == {"b, 0, 1, f"}
+    assert len(grads(looped=False)) > 1
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -49,6 +49,31 @@ def test_label_smoothing_reaches_the_loss():
     assert smooth["loss"] > plain["loss"]
 
 
+class WithHeads(Scale):
+    """The same, with two auxiliary classifiers that are always wrong by the same amount."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        w = self.param("w", nn.initializers.ones, ())
+        if train:
+            for _ in range(2):
+                logits = jnp.stack([jnp.zeros(len(images)), w * jnp.ones(len(images))], axis=-1)
+                self.sow("intermediates", "aux_logits", logits)
+        return jnp.stack([w * jnp.ones(len(images)), jnp.zeros(len(images))], axis=-1)
+
+
+def test_auxiliary_classifiers_add_their_weighted_losses():
+    state = create_train_state(WithHeads(), optax.sgd(0.5), (2, 2, 1), seed=0, ema=False)
+    p = 1 / (1 + np.exp(-1.0))
+    loss = -0.75 * np.log(p) - 0.25 * np.log(1 - p)
+    aux = -0.75 * np.log(1 - p) - 0.25 * np.log(p)
+    for weight in (0.0, 0.3):
+        after, metrics = step(state, aux_weight=weight)
+        np.testing.assert_allclose(metrics["loss"], loss + 2 * weight * aux, rtol=1e-6)
+        descent = (p - 0.75) + 2 * weight * (p - 0.25)
+        np.testing.assert_allclose(after.params["w"], 1 - 0.5 * descent, rtol=1e-6)
+
+
 def test_the_average_follows_parameters_and_statistics():
     state = state_of(ema=True)
     w, count = 1.0, 0.0
