@@ -1,12 +1,12 @@
 """Fine-tuning on a directory of images: FOLDER/train/CLASS/*.jpg and FOLDER/val/, or FOLDER/CLASS/.
 
 python -m resflax.main --config configs/finetune.py --config.data.folder.path=FOLDER
-    --config.init_from=WEIGHTS [--config.model.name=se_resnext50_32x4d] [--config.train.trainable=head]
+    --config.init_from=WEIGHTS [--config.model.name=resnet50] [--config.train.trainable=head]
 
-WEIGHTS is a .safetensors file of torchvision or timm for that network, or the directory of a run;
-the classifier is new. `trainable` is a regular expression: 'head' trains the classifier alone,
-'stage5|head' the last stage too, '.*' everything; what is not trained keeps its parameters and its
-batch statistics.
+WEIGHTS is a .safetensors file of torchvision or timm for that network, an .h5 file of Keras, or
+the directory of a run; the classifier is new. `trainable` is a regular expression: 'head' trains
+the classifier alone, 'stage5|head' the last stage too, '.*' everything; what is not trained keeps
+its parameters and its batch statistics.
 """
 
 import itertools

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from resflax.checkpoint import Run
 
 __version__ = "0.1.0"
-__all__ = ["count", "create_model", "from_torch", "list_models", "restore", "to_torch"]
+__all__ = [
+    "count",
+    "create_model",
+    "from_keras",
+    "from_torch",
+    "list_models",
+    "restore",
+    "to_torch",
+]
 
 
 def restore(workdir: str | pathlib.Path, step: int | None = None, *, best: bool = False) -> "Run":
@@ -44,6 +52,18 @@ def from_torch(
     return torch.from_torch(
         name, path_or_state_dict, num_classes, allow_pickle=allow_pickle, **overrides
     )
+
+
+def from_keras(
+    name: str,
+    path: str | os.PathLike[str],
+    num_classes: int | None = None,
+    **overrides: Any,
+) -> tuple["nn.Module", dict[str, Any]]:
+    """A network with the weights of keras.applications: see resflax.interop.keras.from_keras."""
+    from resflax.interop import keras
+
+    return keras.from_keras(name, path, num_classes, **overrides)
 
 
 def to_torch(

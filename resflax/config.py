@@ -35,7 +35,9 @@ def base() -> ml_collections.ConfigDict:
     """Every field with its default, its type and its unit."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of the parameters, the order of the images and every random number
-    config.init_from = ""  # run directory, or .safetensors of torchvision or timm, to start from
+    config.init_from = (
+        ""  # a run's directory, or weights of torchvision, timm (.safetensors) or Keras (.h5)
+    )
 
     # The network: `name`, changed by the fields that are not None (see resflax.models.resnet).
     model = config.model = ml_collections.ConfigDict()

@@ -18,6 +18,7 @@ from jax import lax
 
 from resflax import checkpoint
 from resflax import config as config_lib
+from resflax.interop.keras import from_keras
 from resflax.interop.torch import from_torch
 from resflax.models import repeat
 from resflax.train_state import TrainState
@@ -114,8 +115,8 @@ def _load(config: ml_collections.ConfigDict) -> tuple[nn.Module, PyTree]:
     if path.is_dir():
         run = checkpoint.restore_model(path)
         return run.model, run.variables
-    overrides = config_lib.model_overrides(config)
-    return from_torch(config.model.name, path, **overrides)
+    read = from_keras if path.suffix == ".h5" else from_torch
+    return read(config.model.name, path, **config_lib.model_overrides(config))
 
 
 def _check_same(source: nn.Module, target: nn.Module, origin: str) -> None:

@@ -66,10 +66,12 @@ def test_markdown_has_the_parity_that_was_measured(capsys, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "parity.csv").write_text(
-        "model,peer,difference,more\n"
+        "model,library,difference,more\n"
         "cifar_resnet20,timm,1e-6,\n"
         "cifar_resnet20,torchvision,2.4e-6,\n"
-        "cifar_resnet20,keras,5e-7,\n"
+    )
+    (tmp_path / "results" / "parity_keras.csv").write_text(
+        "model,library,difference\ncifar_resnet20,keras,5e-7\n"
     )
     lines = _printed(capsys, "cifar_resnet[23]*", "--markdown").splitlines()
     assert [line.split("|")[-2].strip() for line in lines] == [
@@ -83,12 +85,12 @@ def test_markdown_has_the_parity_that_was_measured(capsys, tmp_path, monkeypatch
 def test_parity_is_read_leniently(tmp_path):
     path = tmp_path / "parity.csv"
     path.write_text(
-        "difference,model,peer\n,a,timm\nfailed,a,timm\n3e-5\n1e-5,b,timm\n2e-5,b,keras\n"
+        "difference,model,library\n,a,timm\nfailed,a,timm\n3e-5\n1e-5,b,timm\n2e-5,b,keras\n"
         "nan,c,timm\n1,c,keras\n4e-3,d\n"
     )
-    assert read_parity(path) == {"b": "2e-05 (keras)", "c": "inf (timm)", "d": "4e-03"}
-    path.write_text("model,peer\na,timm\n")
-    assert read_parity(path) == {}
+    assert read_parity([path]) == {"b": "2e-05 (keras)", "c": "inf (timm)", "d": "4e-03"}
+    path.write_text("model,library\na,timm\n")
+    assert read_parity([path]) == {}
 
 
 # --- the table of one network --------------------------------------------------------------------

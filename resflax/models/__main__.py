@@ -7,14 +7,14 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from resflax.models import Count, Published, count, create_model, list_models, published
 from resflax.models.zoo import image_size
 
-# What another command leaves: the largest differences from other people's networks.
-PARITY = pathlib.Path("results/parity.csv")
+# What other commands leave: the differences from other people's networks.
+RESULTS, PARITY = pathlib.Path("results"), "parity*.csv"
 
 HEADINGS = ("network", "image", "parameters", "10^9 MACs", "top-1, %", "top-5, %")
 FOOTNOTE = """
@@ -79,13 +79,14 @@ def _list(names: list[str]) -> Iterator[str]:
 
 
 def _markdown(names: list[str]) -> Iterator[str]:
-    parity = read_parity(PARITY) if PARITY.exists() else None
-    headings = HEADINGS if parity is None else (*HEADINGS, "parity")
+    files = sorted(RESULTS.glob(PARITY))
+    parity = read_parity(files)
+    headings = (*HEADINGS, "parity") if files else HEADINGS
     yield f"| {' | '.join(headings)} |"
     yield f"|---|{'---:|' * (len(headings) - 1)}"
     for name in names:
         _, *cells = _row(name)
-        if parity is not None:
+        if files:
             cells.append(parity.get(name, ""))
         yield f"| {' | '.join((f'`{name}`', *cells))} |"
 
@@ -112,16 +113,16 @@ def as_published(name: str) -> Published | None:
     return None
 
 
-def read_parity(path: pathlib.Path) -> dict[str, str]:
-    """The largest difference of each network from a peer, and that peer: '2e-06 (timm)'.
+def read_parity(paths: Iterable[pathlib.Path]) -> dict[str, str]:
+    """The largest difference of each network from a peer, and whose that is: '2e-06 (timm)'.
 
     Args:
-      path: a CSV file with the columns model, peer and difference, and any others. Rows without a
-        name or a number are left out.
+      paths: CSV files with the columns model, library and difference, and any others. Rows without
+        a name or a number are left out.
     """
     worst: dict[str, tuple[float, str]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+    for path in paths:
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
             model = row.get("model")
             try:
                 difference = float(row["difference"])
@@ -130,7 +131,7 @@ def read_parity(path: pathlib.Path) -> dict[str, str]:
             if not model:
                 continue
             difference = math.inf if math.isnan(difference) else difference
-            found = difference, f" ({row['peer']})" if row.get("peer") else ""
+            found = difference, f" ({row['library']})" if row.get("library") else ""
             worst[model] = max(worst.get(model, (-math.inf, "")), found)
     return {model: f"{difference:.0e}{peer}" for model, (difference, peer) in worst.items()}
 

@@ -7,7 +7,7 @@ is stage 1, conv2_x is stage 2.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,16 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models import axes, layers, repeat, residual
+from resflax.models.stem import POOLS, Layers, Stem
 from resflax.ops import pool
-
-
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """The constructors that a network hands down to its parts, with dtype, mode and axis bound."""
-
-    conv: layers.ModuleDef
-    norm: layers.ModuleDef
-    act: Callable[[jax.Array], jax.Array]
 
 
 class ResNet(nn.Module):
@@ -145,7 +137,6 @@ class ResNet(nn.Module):
         Args:
           images: float [N, H, W, C], normalised.
           train: whether batch norm uses and updates the batch's statistics, and dropout drops.
-
           features: whether to return what comes out of every part of the network.
 
         Returns:
@@ -221,14 +212,14 @@ class ResNet(nn.Module):
         )
         return Layers(conv, norm, layers.ACTIVATIONS[self.act])
 
-    def _stem(self, parts: Layers) -> "Stem":
+    def _stem(self, parts: Layers) -> Stem:
         # What the first block begins with, the stem does not do, or the other way round.
         left = residual.UNITS[self.unit].before if self.first_act == "block" else ()
         return Stem(
             self.stem,
             self.stem_filters or self.num_filters,
             parts,
-            STEM_POOLS[self.stem_pool],
+            POOLS[self.stem_pool],
             tuple(layer for layer in ("norm", "act") if layer not in left),
             self._conv_bias,
             name="stem",
@@ -240,10 +231,17 @@ class ResNet(nn.Module):
 
     def _equal_blocks(self, stage: int, size: int) -> Iterator[range]:
         """The blocks of a stage, counted from 1, in ranges of equal ones."""
-        halves = self.downsample == "last" and stage < len(self.stage_sizes) + 1 and size > 1
+        last = size + 1 if size == 1 or self._stride(stage, size) == 1 else size
         yield range(1, 2)
-        yield range(2, size + 1 - halves)
-        yield range(size + 1 - halves, size + 1)
+        yield range(2, last)
+        yield range(last, size + 1)
+
+    def _stride(self, stage: int, number: int) -> int:
+        """Of a block, of those of the stage counted from 1."""
+        if self.downsample == "first":
+            return 2 if number == 1 and stage > 2 else 1
+        before_another = stage <= len(self.stage_sizes)
+        return 2 if number == self.stage_sizes[stage - 2] and before_another else 1
 
     def _run(
         self, stage: int, numbers: range, parts: Layers, train: bool, x: jax.Array
@@ -270,17 +268,15 @@ class ResNet(nn.Module):
         self, stage: int, number: int, parts: Layers, train: bool, **owner: Any
     ) -> residual.ResidualBlock:
         """A block of a stage, equal to the others of its range but for its name."""
-        first = number == 1
-        strided = stage > 2 if self.downsample == "first" else stage < len(self.stage_sizes) + 1
-        strided &= number == (1 if self.downsample == "first" else self.stage_sizes[stage - 2])
+        stride = self._stride(stage, number)
         # Option C is the 1x1 convolution on every shortcut, with the norm that projections have.
         shortcut = "C" if self.skip == "conv1x1" else self.shortcut
-        if strided and not first and shortcut in ("A", "B"):
+        if stride > 1 and number > 1 and shortcut in ("A", "B"):
             shortcut = "subsample"
         drop_path = functools.partial(residual.DropPath, self.drop_path_mode, train)
         constructor = nn.remat(residual.ResidualBlock) if self.remat else residual.ResidualBlock
         return constructor(
-            self.branch(stage, 2 if strided else 1),
+            self.branch(stage, stride),
             shortcut,
             residual.UNITS[self.unit],
             parts.conv,
@@ -293,7 +289,7 @@ class ResNet(nn.Module):
             self.projection_kernel if stage > 2 else 1,
             self.zero_init_last,
             self._conv_bias,
-            activated=first and stage == 2 and self.first_act == "stem",
+            activated=number == 1 and stage == 2 and self.first_act == "stem",
             **owner,
         )
 
@@ -328,64 +324,6 @@ class ResNet(nn.Module):
 
 def _name(stage: int, number: int) -> str:
     return f"stage{stage}_block{number}"
-
-
-# Pixels before and after the image, and what they are.
-STEM_POOLS: dict[str, tuple[tuple[int, int], float]] = {
-    "symmetric": ((1, 1), -jnp.inf),
-    "ceil": ((0, 1), -jnp.inf),
-    "zeros": ((1, 1), 0.0),
-}
-
-
-class Stem(nn.Module):
-    """From images to the first stage: see ResNet.stem.
-
-    Attributes:
-      kind: 'imagenet', 'cifar' or 'deep'.
-      filters: of its first convolution.
-      layers: of the network.
-      pool: a row of STEM_POOLS.
-      last: what follows the last convolution, of 'norm' and 'act'; both follow the others.
-      conv_bias: see residual.has_bias.
-    """
-
-    kind: str
-    filters: int
-    layers: Layers
-    pool: tuple[tuple[int, int], float]
-    last: tuple[str, ...]
-    conv_bias: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> [N, H / 4, W / 4, filters], rounded up; 'cifar': [N, H, W, filters]."""
-        if self.kind == "cifar":
-            return self._conv("", x, self.filters, 3, after=self.last)
-        if self.kind == "imagenet":
-            x = self._conv("", x, self.filters, 7, 2, after=self.last)
-        else:
-            x = self._conv("1", x, self.filters, 3, 2)
-            x = self._conv("2", x, self.filters, 3)
-            x = self._conv("3", x, 2 * self.filters, 3, after=self.last)
-        padding, value = self.pool
-        return pool.max_pool(x, 3, 2, padding, value)
-
-    def _conv(
-        self,
-        suffix: str,
-        x: jax.Array,
-        filters: int,
-        kernel_size: int,
-        stride: int = 1,
-        after: tuple[str, ...] = ("norm", "act"),
-    ) -> jax.Array:
-        bias = residual.has_bias(self.conv_bias, normed="norm" in after)
-        conv = self.layers.conv(filters, kernel_size, stride, use_bias=bias, name=f"conv{suffix}")
-        x = conv(x)
-        if "norm" in after:
-            x = self.layers.norm(name=f"norm{suffix}")(x)
-        return self.layers.act(x) if "act" in after else x
 
 
 def resnet(depth: int = 50, **arguments: Any) -> ResNet:
