@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.models import layers
+from resflax.models import checks, layers
 from resflax.ops import lrn, pool
 
 # Side of the kernel of each convolution, and which of them a 3x3/2 max-pool follows.
@@ -170,9 +170,7 @@ def _checked(model: AlexNet) -> AlexNet:
     """Returns `model`, or raises ValueError where an argument makes no network."""
     if len(model.widths) != len(KERNEL_SIZES) or min(model.widths) < 1:
         raise ValueError(f"widths {model.widths} must be five numbers of at least 1.")
-    for name in ("num_classes", "fc_units", "groups"):
-        if getattr(model, name) < 1:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
+    checks.positive(model, "num_classes", "fc_units", "groups")
     # The halved convolutions read or give out the channels of all five.
     divisors = [d for d in range(1, min(model.widths) + 1) if not any(w % d for w in model.widths)]
     if model.groups not in divisors:
@@ -182,11 +180,8 @@ def _checked(model: AlexNet) -> AlexNet:
         )
     if not 0 <= model.stem_padding <= 5:
         raise ValueError(f"stem_padding {model.stem_padding} must be 0 to 5, half the kernel.")
-    if not 0.0 <= model.dropout < 1.0:
-        raise ValueError(f"dropout {model.dropout} must be at least 0 and less than 1.")
+    checks.rates(model, "dropout")
     if not set(model.dropped) <= {"fc6", "fc7", "head"}:
         raise ValueError(f"dropped {model.dropped} must be of 'fc6', 'fc7', 'head'.")
-    if model.kernel_init not in INITS:
-        listed = ", ".join(map(repr, INITS))
-        raise ValueError(f"kernel_init {model.kernel_init!r} is not one of {listed}.")
+    checks.choice("kernel_init", model.kernel_init, INITS)
     return model

@@ -1,9 +1,9 @@
 """The axes of a ResNet: what each can be, and what does not fit together."""
 
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from resflax.models import layers, residual
+from resflax.models import checks, layers, residual
 
 if TYPE_CHECKING:
     from resflax.models.resnet import ResNet
@@ -45,7 +45,7 @@ CHOICES: dict[str, Collection[str]] = {
     "se_gate": layers.GATES,
     "se_integration": ("standard", "pre", "post", "identity", "3x3"),
     "act": layers.ACTIVATIONS,
-    "norm": ("batch", "group", "none"),
+    "norm": layers.NORMS,
     "conv_bias": ("none", "all", "unnormed"),
     "kernel_init": layers.INITS,
 }
@@ -53,35 +53,26 @@ CHOICES: dict[str, Collection[str]] = {
 
 def check(model: "ResNet") -> "ResNet":
     """Returns the network, or raises ValueError where its arguments do not fit together."""
-    for name in CHOICES:
+    for name, choices in CHOICES.items():
         # Without a choice, the norm decides about biases.
         if name != "conv_bias" or model.conv_bias is not None:
-            check_choice(name, getattr(model, name))
-    for name in (
+            checks.choice(name, getattr(model, name), choices)
+    checks.positive(
+        model,
         "num_classes",
         "num_filters",
         "cardinality",
         "base_width",
         "projection_kernel",
         "se_divisor",
-    ):
-        if getattr(model, name) < 1:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
+    )
+    checks.rates(model, "dropout", "drop_path")
     if model.scan < 0:
         raise ValueError(f"scan {model.scan} must be 0 (no loops) or a number of equal blocks.")
-    for name in ("dropout", "drop_path"):
-        if not 0.0 <= getattr(model, name) < 1.0:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 0 and less than 1.")
     _check_identity_path(model)
     _check_block(model)
     _check_gates(model)
     return model
-
-
-def check_choice(name: str, value: str) -> None:
-    """Raises ValueError if an axis has no such value."""
-    if value not in CHOICES[name]:
-        raise ValueError(f"{name} {value!r} is not one of {listed(CHOICES[name])}.")
 
 
 def check_image_size(stem: str, sides: tuple[int, ...], *, any_size: bool) -> None:
@@ -110,11 +101,6 @@ def check_image_size(stem: str, sides: tuple[int, ...], *, any_size: bool) -> No
         )
 
 
-def listed(values: Iterable[Any]) -> str:
-    """The values as they are written in code, with commas."""
-    return ", ".join(map(repr, values))
-
-
 def _check_identity_path(model: "ResNet") -> None:
     if model.shortcut == "none" and (model.skip != "identity" or model.drop_path):
         raise ValueError(
@@ -135,7 +121,7 @@ def _check_block(model: "ResNet") -> None:
         raise ValueError(
             f"cardinality {model.cardinality} and base_width {model.base_width} need bottleneck "
             f"blocks; a network of {sum(model.stage_sizes)} basic blocks has none. Depths with "
-            f"bottlenecks: {listed(depths)}; of three stages: block 'bottleneck' and 9n + 2."
+            f"bottlenecks: {checks.listed(depths)}; of three stages: block 'bottleneck' and 9n + 2."
         )
     # Wider blocks are multiples of the first stage's, so it decides. An uneven split of the
     # block's channels over the paths is nowhere published and nowhere fast.
@@ -144,7 +130,7 @@ def _check_block(model: "ResNet") -> None:
         divisors = (d for d in range(1, width + 1) if width % d == 0)
         raise ValueError(
             f"cardinality {model.cardinality} does not divide the {width} channels of the first "
-            f"stage's blocks (4 x num_filters); these do: {listed(divisors)}."
+            f"stage's blocks (4 x num_filters); these do: {checks.listed(divisors)}."
         )
     model.branch(2, 1)
 
@@ -153,7 +139,9 @@ def _check_gates(model: "ResNet") -> None:
     stages = range(2, 2 + len(model.stage_sizes))
     chosen = tuple(model.se_stages or stages)
     if not set(chosen) <= set(stages):
-        raise ValueError(f"se_stages {chosen}: the stages are {listed(stages)} (the stem is 1).")
+        raise ValueError(
+            f"se_stages {chosen}: the stages are {checks.listed(stages)} (the stem is 1)."
+        )
     if model.se_reduction < 0:
         raise ValueError(f"se_reduction {model.se_reduction} must be 0 (no gates) or more.")
     place = model.se_integration

@@ -12,11 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.models import layers
+from resflax.models import checks, layers
 from resflax.ops import pool
 
 STEMS = ("imagenet", "cifar")
-NORMS = ("batch", "group", "none")
 
 # Layers in each dense block, by depth (Table 1; the 2017 version of the paper has 264, the first
 # one 161). A layer is two convolutions, so depth = 2 * sum + 5; the name 264 is one less.
@@ -246,16 +245,9 @@ def cifar_densenet(
 
 def _checked(model: DenseNet) -> DenseNet:
     """Returns `model`, or raises ValueError where an argument makes no network."""
-    choices = {"stem": STEMS, "norm": NORMS, "kernel_init": tuple(layers.INITS)}
-    for name, valid in choices.items():
-        if getattr(model, name) not in valid:
-            listed = ", ".join(map(repr, valid))
-            raise ValueError(f"{name} {getattr(model, name)!r} is not one of {listed}.")
-    for name in ("growth_rate", "stem_filters", "num_classes"):
-        if getattr(model, name) < 1:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
-    if not 0.0 <= model.dropout < 1.0:
-        raise ValueError(f"dropout {model.dropout} must be at least 0 and less than 1.")
+    checks.choices(model, {"stem": STEMS, "norm": layers.NORMS, "kernel_init": layers.INITS})
+    checks.positive(model, "growth_rate", "stem_filters", "num_classes")
+    checks.rates(model, "dropout")
     if not 0.0 < model.compression <= 1.0:
         raise ValueError(f"compression {model.compression} must be more than 0 and at most 1.")
     if model.compression * (model.stem_filters + model.stage_sizes[0] * model.growth_rate) < 1:

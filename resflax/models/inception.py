@@ -16,8 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax.models import checks, repeat
 from resflax.models import layers as base
-from resflax.models import repeat
 from resflax.ops import pool
 
 VALID = (0, 0)
@@ -314,13 +314,11 @@ def checked(model: Net, narrowest_gate: int) -> Net:
       model: the network.
       narrowest_gate: the fewest channels that a squeeze-excite gate of the network scales.
     """
-    for name, choices in (("se_squeeze", base.SQUEEZES), ("se_gate", base.GATES)):
-        check_choice(name, getattr(model, name), choices)
-    if model.num_classes < 1:
-        raise ValueError(f"num_classes {model.num_classes} must be at least 1.")
-    for name in ("dropout", "aux_dropout"):
-        if not 0.0 <= getattr(model, name, 0.0) < 1.0:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 0 and less than 1.")
+    checks.choices(model, {"se_squeeze": base.SQUEEZES, "se_gate": base.GATES})
+    checks.positive(model, "num_classes")
+    checks.rates(model, *(name for name in ("dropout", "aux_dropout") if hasattr(model, name)))
+    if model.scan < 0:
+        raise ValueError(f"scan {model.scan} must be 0 (no loops) or a number of equal parts.")
     if not 0 <= model.se_reduction <= narrowest_gate:
         raise ValueError(
             f"se_reduction {model.se_reduction} must be 0 (no gates) or more, and at most "
@@ -337,9 +335,3 @@ def checked_stage_sizes(sizes: Sequence[int], published: tuple[int, ...]) -> tup
             f"published ones are {published}."
         )
     return tuple(sizes)
-
-
-def check_choice(name: str, value: object, choices: dict) -> None:
-    """Raises ValueError if `value` is not a key of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(map(repr, choices))}.")

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from resflax.models import inception_v3, inception_v4
+from resflax.models import checks, inception_v3, inception_v4
 from resflax.models.inception import (
     MAX_POOL,
     VALID,
@@ -18,7 +18,6 @@ from resflax.models.inception import (
     Layers,
     Part,
     chain,
-    check_choice,
     checked,
     checked_stage_sizes,
     concatenate,
@@ -221,7 +220,7 @@ def inception_resnet(
     Raises:
       ValueError: if there is no such variant, or the arguments make no network.
     """
-    check_choice("variant", variant, VARIANTS)
+    checks.choice("variant", variant, VARIANTS)
     published = VARIANTS[variant]
     sizes = checked_stage_sizes(stage_sizes or published.stage_sizes, published.stage_sizes)
     model = InceptionResNet(variant=variant, stage_sizes=sizes, **arguments)

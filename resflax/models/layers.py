@@ -196,6 +196,9 @@ class Identity(nn.Module):
         return x
 
 
+# Kinds of `norm`.
+NORMS = ("batch", "group", "none")
+
 # What stands between the layers. The papers use ReLU.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,

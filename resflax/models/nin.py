@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.models import layers
+from resflax.models import checks, layers
 from resflax.ops import pool
 
 # Side of the first kernel of each block; the others are 1x1.
@@ -138,8 +138,6 @@ def cifar_nin(widths: Sequence[Sequence[int]] = WIDTHS, **arguments: Any) -> NIN
         block and min(block) >= 1 for block in model.widths
     ):
         raise ValueError(f"widths {model.widths} must be three lists of numbers of at least 1.")
-    if model.num_classes < 1:
-        raise ValueError(f"num_classes {model.num_classes} must be at least 1.")
-    if not 0.0 <= model.dropout < 1.0:
-        raise ValueError(f"dropout {model.dropout} must be at least 0 and less than 1.")
+    checks.positive(model, "num_classes")
+    checks.rates(model, "dropout")
     return model

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.models import axes, layers, repeat, residual
+from resflax.models import axes, checks, layers, repeat, residual
 from resflax.models.stem import POOLS, Layers, Stem
 from resflax.ops import pool
 
@@ -337,7 +337,7 @@ def resnet(depth: int = 50, **arguments: Any) -> ResNet:
       ValueError: if there is no such depth, or the arguments do not fit together.
     """
     if depth not in axes.IMAGENET_DEPTHS:
-        raise ValueError(f"depth {depth} is not one of {axes.listed(axes.IMAGENET_DEPTHS)}.")
+        raise ValueError(f"depth {depth} is not one of {checks.listed(axes.IMAGENET_DEPTHS)}.")
     block, stage_sizes = axes.IMAGENET_DEPTHS[depth]
     return axes.check(ResNet(stage_sizes, block=block, **arguments))
 
@@ -353,7 +353,7 @@ def cifar_resnet(depth: int = 20, block: str = "basic", **arguments: Any) -> Res
     Raises:
       ValueError: if the depth is not of that form, or the arguments do not fit together.
     """
-    axes.check_choice("block", block)
+    checks.choice("block", block, axes.CHOICES["block"])
     step = 6 if block == "basic" else 9
     size, rest = divmod(depth - 2, step)
     if rest or size < 1:

@@ -11,10 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.models import layers
+from resflax.models import checks, layers
 from resflax.ops import pool
-
-NORMS = ("batch", "group", "none")
 
 # Convolutions in each stage, by depth (Table 1: configurations A, B, D and E).
 DEPTHS: dict[int, tuple[int, ...]] = {
@@ -196,16 +194,9 @@ def vgg(depth: int = 16, **arguments: Any) -> VGG:
 
 def _checked(model: VGG) -> VGG:
     """Returns `model`, or raises ValueError where an argument makes no network."""
-    choices = {"norm": NORMS, "kernel_init": tuple(layers.INITS)}
-    for name, valid in choices.items():
-        if getattr(model, name) not in valid:
-            listed = ", ".join(map(repr, valid))
-            raise ValueError(f"{name} {getattr(model, name)!r} is not one of {listed}.")
-    for name in ("num_classes", "num_filters", "fc_units"):
-        if getattr(model, name) < 1:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
-    if not 0.0 <= model.dropout < 1.0:
-        raise ValueError(f"dropout {model.dropout} must be at least 0 and less than 1.")
+    checks.choices(model, {"norm": layers.NORMS, "kernel_init": layers.INITS})
+    checks.positive(model, "num_classes", "num_filters", "fc_units")
+    checks.rates(model, "dropout")
     if not 0 <= model.se_reduction <= model.num_filters:
         raise ValueError(
             f"se_reduction {model.se_reduction} must be 0 (no gates) or leave a unit of the first "
