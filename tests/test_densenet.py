@@ -224,7 +224,7 @@ def _forward(variables, x, stage_sizes):
     [
         (TINY, (2, 2, 2), (8, 11)),
         (TINY | {"depth": 16, "bottleneck": True}, (2, 2, 2), (9, 8)),
-        (TINY | {"bottleneck": True, "stem": "imagenet"}, (1, 1, 1), (33, 40)),
+        (TINY | {"bottleneck": True, "stem": "imagenet"}, (1, 1, 1), (65, 72)),
     ],
 )
 def test_logits_are_those_of_a_plain_forward_pass(arguments, stage_sizes, size):
@@ -343,7 +343,7 @@ transition2/norm/scale 12
 
 def test_parameter_paths_and_shapes_are_frozen():
     # Half of an odd number of channels is rounded down.
-    model = cifar_densenet(10, 5, bottleneck=True, stem="imagenet", num_classes=3)
+    model = cifar_densenet(10, 5, True, stem="imagenet", num_classes=3, any_size=True)
     params = _trained(model, jnp.zeros((1, 16, 16, 3)))["params"]
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): "x".join(map(str, leaf.shape))
@@ -396,9 +396,20 @@ def test_wrong_images_are_told_what_would_be_right(build, shape, right):
     assert str(shape) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("stem", "side", "right"),
+    [("imagenet", 63, "stem='cifar' is for up to 128"), ("cifar", 129, "'imagenet' is for 64")],
+)
+def test_images_of_sizes_unusual_for_the_stem_must_be_meant(stem, side, right):
+    with pytest.raises(ValueError, match=right):
+        resflax.count(cifar_densenet(7, 4, stem=stem), (side, side, 3))
+    meant = cifar_densenet(7, 4, stem=stem, any_size=True)
+    assert resflax.count(meant, (side, side, 3)).output_shape == (10,)
+
+
 def test_the_smallest_images_fit():
     assert resflax.count(
-        cifar_densenet(7, 4, stem="imagenet", num_classes=7), (16, 16, 3)
+        cifar_densenet(7, 4, stem="imagenet", num_classes=7, any_size=True), (16, 16, 3)
     ).output_shape == (7,)
     assert resflax.count(cifar_densenet(7, 12), (4, 4, 3)).output_shape == (10,)
 

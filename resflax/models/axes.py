@@ -75,32 +75,6 @@ def check(model: "ResNet") -> "ResNet":
     return model
 
 
-def check_image_size(stem: str, sides: tuple[int, ...], *, any_size: bool) -> None:
-    """Raises ValueError if images have not a size that the stem was made for.
-
-    Args:
-      stem: 'imagenet' and 'deep' leave a sixteenth of the pixels, 'cifar' all.
-      sides: height and width of the images.
-      any_size: whether every size is meant.
-    """
-    shape = " x ".join(map(str, sides))
-    if min(sides) < 1:
-        raise ValueError(f"images of {shape} pixels have none.")
-    if any_size:
-        return
-    if stem == "cifar" and max(sides) > 128:
-        raise ValueError(
-            f"images of {shape} pixels are large for the stem 'cifar', which keeps every pixel: "
-            "stem='imagenet' is for 64 and more; with any_size=True they are taken all the same."
-        )
-    if stem != "cifar" and min(sides) < 64:
-        raise ValueError(
-            f"images of {shape} pixels are small for the stem {stem!r}, which leaves a sixteenth "
-            "of them: stem='cifar' is for up to 128; with any_size=True they are taken all the "
-            "same."
-        )
-
-
 def _check_identity_path(model: "ResNet") -> None:
     if model.shortcut == "none" and (model.skip != "identity" or model.drop_path):
         raise ValueError(

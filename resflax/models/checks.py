@@ -35,3 +35,29 @@ def rates(model: nn.Module, *names: str) -> None:
     for name in names:
         if not 0.0 <= getattr(model, name) < 1.0:
             raise ValueError(f"{name} {getattr(model, name)} must be at least 0 and less than 1.")
+
+
+def image_size(stem: str, sides: tuple[int, ...], *, any_size: bool) -> None:
+    """Raises ValueError if images have not a size that the stem was made for.
+
+    Args:
+      stem: 'imagenet' and 'deep' leave a sixteenth of the pixels, 'cifar' all.
+      sides: height and width of the images.
+      any_size: whether every size is meant.
+    """
+    shape = " x ".join(map(str, sides))
+    if min(sides) < 1:
+        raise ValueError(f"images of {shape} pixels have none.")
+    if any_size:
+        return
+    if stem == "cifar" and max(sides) > 128:
+        raise ValueError(
+            f"images of {shape} pixels are large for the stem 'cifar', which keeps every pixel: "
+            "stem='imagenet' is for 64 and more; with any_size=True they are taken all the same."
+        )
+    if stem != "cifar" and min(sides) < 64:
+        raise ValueError(
+            f"images of {shape} pixels are small for the stem {stem!r}, which leaves a sixteenth "
+            "of them: stem='cifar' is for up to 128; with any_size=True they are taken all the "
+            "same."
+        )

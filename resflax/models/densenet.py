@@ -40,6 +40,8 @@ class DenseNet(nn.Module):
       stem_filters: channels out of the stem.
       num_classes: units of the classifier.
       stem: 'imagenet' (7x7/2, norm, ReLU, 3x3/2 max-pool) or 'cifar' (a bare 3x3 convolution).
+      any_size: whether images are taken that the stem was not made for: smaller than 64 pixels
+        for 'imagenet', larger than 128 for 'cifar'.
       bottleneck: a 1x1 convolution to 4 * growth_rate channels before each 3x3 (Section 3).
       compression: share of the channels that a transition keeps, rounded down: theta of Section 3.
       dropout: rate after every convolution but the first. 0.2 in Table 2, without augmentation.
@@ -56,6 +58,7 @@ class DenseNet(nn.Module):
     stem_filters: int = 64
     num_classes: int = 1000
     stem: str = "imagenet"
+    any_size: bool = False
     bottleneck: bool = True
     compression: float = 0.5
     dropout: float = 0.0
@@ -131,6 +134,7 @@ class DenseNet(nn.Module):
                 f"images must be [N, H, W, C] with H and W at least {2**halvings}, for the stem "
                 f"{self.stem!r} and {len(self.stage_sizes)} blocks; their shape is {images.shape}."
             )
+        checks.image_size(self.stem, images.shape[1:3], any_size=self.any_size)
 
 
 class Stem(nn.Module):

@@ -319,7 +319,7 @@ class ResNet(nn.Module):
     def _check_images(self, images: jax.Array) -> None:
         if images.ndim != 4:
             raise ValueError(f"images must be [N, H, W, C]; their shape is {images.shape}.")
-        axes.check_image_size(self.stem, images.shape[1:3], any_size=self.any_size)
+        checks.image_size(self.stem, images.shape[1:3], any_size=self.any_size)
 
 
 def _name(stage: int, number: int) -> str:
