@@ -94,6 +94,30 @@ def test_features_are_named_and_end_in_the_logits(name):
         np.testing.assert_allclose(features["logits"], logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_are_what_the_modules_give_out(name):
+    overrides, size, expected = NETWORKS[name]
+    # A loop's blocks are not seen.
+    overrides = {**overrides, "scan": 0} if "scan" in overrides else overrides
+    model = resflax.create_model(name, num_classes=3, **overrides)
+    images = jax.random.normal(jax.random.key(1), (2, size, size, 3))
+    variables = jax.jit(functools.partial(model.init, train=False))(
+        jax.random.key(0, impl="rbg"), images
+    )
+    apply = functools.partial(model.apply, train=False, features=True, capture_intermediates=True)
+    features, captured = jax.jit(apply)(variables, images)
+    outputs = {k: v["__call__"][0] for k, v in captured["intermediates"].items() if k[0] != "_"}
+    for feature in expected.keys() - {"pooled"}:
+        # That of a stage is its last block's; a dense block's ends in its last layer's.
+        module = max(m for m in outputs if m == feature or m.startswith(f"{feature}_"))
+        output = outputs[module]
+        if feature.startswith(("conv", "fc")):
+            output = jax.nn.relu(output)
+        np.testing.assert_allclose(
+            features[feature][..., -output.shape[-1] :], output, rtol=1e-5, atol=1e-6
+        )
+
+
 @pytest.mark.parametrize(("name", "size"), [("inception_resnet_v2", 107), ("inception_v3", 107)])
 def test_the_parts_of_inception_nets_are_features(name, size):
     model = resflax.create_model(name, num_classes=3, scan=0)

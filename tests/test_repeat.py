@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +100,48 @@ def test_stochastic_depth_in_a_loop_has_each_blocks_rate_and_its_own_draws():
     np.testing.assert_allclose(*evaluate, rtol=1e-4, atol=1e-5)
     different = {float(train_logits(looped, variables, seed)[0, 0]) for seed in range(6)}
     assert len(different) > 3
+
+
+class Noise(nn.Module):
+    """Adds random numbers."""
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, ())
+        return x + scale * jax.random.normal(self.make_rng("dropout"), x.shape)
+
+
+class Noises(nn.Module):
+    """Adds them a number of times, in a loop."""
+
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        if self.is_initializing():
+            repeat.create(self, Noise(parent=None), self.names, x, packed=False)
+        return repeat.loop(self, Noise(parent=None), self.names, x, packed=False)
+
+
+class Keys(nn.Module):
+    """The key that the top module of a network makes."""
+
+    @nn.compact
+    def __call__(self):
+        return self.make_rng("dropout")
+
+
+def test_each_block_of_a_loop_draws_random_numbers_of_its_own():
+    def noise(blocks, seed):
+        model, x = Noises(tuple(f"block{i}" for i in range(blocks))), jnp.zeros((4,))
+        variables = model.init({"params": jax.random.key(0), "dropout": jax.random.key(0)}, x)
+        return np.asarray(model.apply(variables, x, rngs={"dropout": jax.random.key(seed)}))
+
+    assert not np.allclose(noise(2, seed=1), noise(2, seed=2))
+    np.testing.assert_array_equal(noise(2, seed=1), noise(2, seed=1))
+    # Two blocks that drew the same would add up to twice what one of them adds.
+    key = jax.random.split(Keys().apply({}, rngs={"dropout": jax.random.key(1)}), 2)[0]
+    assert not np.allclose(noise(2, seed=1), 2 * jax.random.normal(key, (4,)))
 
 
 def test_packed_variables_are_the_same_ones_stacked():
