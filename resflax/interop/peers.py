@@ -59,7 +59,7 @@ def fill(network: Any, image_size: int = 128, seed: int = 0) -> Any:
     from torch import nn
 
     torch.manual_seed(seed)
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms: list[Any] = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     # Residual branches as strong as their shortcuts make a deep network chaotic: it would magnify
     # the rounding of float32 a thousand times.
     blocks = [m for m in network.modules() if hasattr(m, "downsample")]
