@@ -25,8 +25,8 @@ from resflax.interop import peers
 from resflax.interop.torch import from_torch
 from resflax.interop.weights import Variables
 
-# Of the largest difference of logits, as a share of the largest logit. float32 sums in another order
-# come to half of it in the deepest networks: torch's own float32 and float64 differ by as much.
+# Of the largest difference of logits, as a share of the largest logit. float32 sums in another
+# order come to half of it in the deepest networks; torch's own float32 and float64 differ as much.
 TOLERANCE = 1e-4
 
 COLUMNS = (
