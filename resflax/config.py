@@ -154,8 +154,6 @@ def build_model(
     config: ml_collections.ConfigDict,
     num_classes: int,
     axis_name: str | None = None,
-    *,
-    packed: bool = False,
 ) -> nn.Module:
     """The network that the config describes.
 
@@ -163,13 +161,10 @@ def build_model(
       config: of the run.
       num_classes: of its data set.
       axis_name: the mapped axis of the devices, over which batch norm averages if it is global.
-      packed: whether it is to be trained with packed variables: see models.repeat.
     """
     overrides = model_overrides(config)
-    if "scan" in override_names(config.model.name):
-        overrides["packed"] = packed
-        if config.train.trainable != ".*":
-            overrides["scan"] = 0  # the blocks of a loop are trained all or none
+    if config.train.trainable != ".*" and "scan" in override_names(config.model.name):
+        overrides["scan"] = 0  # the blocks of a loop are trained all or none
     if config.model.bn_axis == "global" and "axis_name" in override_names(config.model.name):
         overrides["axis_name"] = axis_name
     return create_model(config.model.name, num_classes, **overrides)

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from resflax import checkpoint, steps
@@ -19,12 +18,15 @@ from resflax.parallel import DataParallel
 
 
 def evaluator(
-    model: nn.Module, dataset: sources.Dataset, batch_size: int, parallel: DataParallel
+    apply_fn: Callable[..., Any],
+    dataset: sources.Dataset,
+    batch_size: int,
+    parallel: DataParallel,
 ) -> Callable[[Any], dict[str, float]]:
     """A function from a network's variables to its metrics on all test images.
 
     Args:
-      model: a network of `create_model`.
+      apply_fn: a network's `apply`.
       dataset: its test images are evaluated.
       batch_size: over all processes and devices.
       parallel: how batches are laid over the devices; the variables have to be laid so too.
@@ -37,7 +39,7 @@ def evaluator(
         functools.partial(
             steps.eval_step,
             axis_name=parallel.axis_name,
-            apply_fn=model.apply,
+            apply_fn=apply_fn,
             normalize=augmentation.normalizer(description.mean, description.std),
         ),
         donate_state=False,
@@ -76,7 +78,7 @@ def evaluate_run(
     run = checkpoint.restore_model(workdir, step, best=best)
     parallel = DataParallel.over("jit", jax.devices()[:1])
     dataset = sources.load(run.config.data)
-    evaluate = evaluator(run.model, dataset, run.config.eval.batch_size, parallel)
+    evaluate = evaluator(run.model.apply, dataset, run.config.eval.batch_size, parallel)
     return {"step": run.step, **evaluate(run.variables)}
 
 

@@ -58,11 +58,11 @@ def train_and_evaluate(
     _introduce(console, config, dataset, parallel, workdir)
 
     num_classes = dataset.description.num_classes
-    model = config_lib.build_model(config, num_classes, parallel.axis_name, packed=True)
+    model = config_lib.build_model(config, num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
     state = _create_state(config, model, dataset, schedule, parallel)
     train_step = _train_step(config, dataset, parallel)
-    evaluate = evaluator(model, dataset, config.eval.batch_size, parallel)
+    evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
 
     with contextlib.ExitStack() as stack:
         # Order of restore: the run's own latest state, then the weights of `init_from`, then none.
@@ -138,7 +138,7 @@ def _create_state(
     schedule: optax.Schedule,
     parallel: DataParallel,
 ) -> TrainState:
-    trainable, apply_fn = None, model.apply
+    trainable, apply_fn = None, None
     if config.train.trainable != ".*":
         trainable = functools.partial(transfer.trainable, pattern=config.train.trainable)
         apply_fn = transfer.freeze(model.apply, config.train.trainable)

@@ -56,7 +56,7 @@ def create_train_state(
     seed: int,
     ema: bool,
 ) -> TrainState:
-    """A network's state before its first step.
+    """A network's state before its first step, with packed variables: see models.repeat.
 
     Args:
       model: a network of `create_model`.
@@ -66,6 +66,8 @@ def create_train_state(
       seed: of the parameters and of every random number in training.
       ema: whether to keep moving averages.
     """
+    if hasattr(model, "packed") and apply_fn is None:
+        model = model.clone(packed=True)
     # XLA compiles threefry anew for each shape of a parameter, ten times as long as this generator.
     init_key = jax.random.key(seed, impl="rbg")
     images = jnp.zeros((1, *image_shape))

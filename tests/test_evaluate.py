@@ -34,7 +34,7 @@ def test_an_evaluation_in_padded_batches_is_that_of_all_images_at_once(network, 
     assert len(dataset.test) % 16
     parallel = DataParallel.over(mode, jax.devices()[:num_devices])
     single = jax.device_put(variables, parallel.replicated)
-    result = evaluate.evaluator(model, dataset, 16, parallel)(parallel.spread(single))
+    result = evaluate.evaluator(model.apply, dataset, 16, parallel)(parallel.spread(single))
     for name in ("loss", "top1", "top5"):
         assert result[name] == pytest.approx(float(sums[name]) / 50, rel=1e-5)
 

@@ -96,5 +96,5 @@ def load(files: Sequence[Example], image_size: int) -> tuple[np.ndarray, np.ndar
         except (OSError, UnidentifiedImageError) as error:
             raise FolderError(f"{path} cannot be read as an image: {error}.") from None
         side = (image_size, image_size)
-        images[i] = ImageOps.fit(upright, side, Image.Resampling.BICUBIC)
+        images[i] = np.asarray(ImageOps.fit(upright, side, Image.Resampling.BICUBIC))
     return images, np.array([label for _, label in files], np.int32)
