@@ -26,9 +26,12 @@ def _assert_parts_add_up(counted):
             _assert_parts_add_up(part)
 
 
-@pytest.mark.parametrize("name", ["se_resnext50_32x4d", "googlenet_bn", "cifar_densenet40_k12"])
-def test_parts_add_up_at_every_depth(name):
-    _assert_parts_add_up(resflax.count(create_model(name), (224, 224, 3)))
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("se_resnext50_32x4d", 224), ("googlenet_bn", 224), ("cifar_densenet40_k12", 32)],
+)
+def test_parts_add_up_at_every_depth(name, size):
+    _assert_parts_add_up(resflax.count(create_model(name), (size, size, 3)))
 
 
 def test_parts_are_named_after_the_modules_in_the_order_of_their_use():

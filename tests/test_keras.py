@@ -17,7 +17,7 @@ h5py = pytest.importorskip("h5py")
 
 needs_keras = pytest.mark.skipif(not importlib.util.find_spec("keras"), reason="needs Keras")
 
-QUICK = ("resnet50", "preact_resnet50", "densenet121", "inception_v3")
+QUICK = ("preact_resnet50",)
 NAMES = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in interop.LAYOUTS

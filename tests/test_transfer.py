@@ -11,13 +11,21 @@ import resflax
 from resflax import config as config_lib
 from resflax import train, transfer
 
-ONE_EPOCH = {"train.epochs": 1.0}
+# Compiled faster than the network of the other tests.
+PLAIN = {
+    "model.name": "cifar_resnet20",
+    "model.depth": 8,
+    "model.shortcut": "B",
+    "model.cardinality": None,
+    "model.base_width": None,
+    "model.se_reduction": None,
+}
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrained") / "run"
-    train.train_and_evaluate(small_config(**ONE_EPOCH), workdir)
+    train.train_and_evaluate(small_config(**PLAIN, **{"train.epochs": 1.0}), workdir)
     return workdir
 
 
@@ -38,6 +46,7 @@ def folder(tmp_path_factory):
 def finetuned(folder, pretrained, workdir, **overrides):
     config = small_config(
         **{
+            **PLAIN,
             "data.source": "folder",
             "data.folder.path": str(folder),
             "init_from": str(pretrained),
@@ -85,10 +94,10 @@ def test_a_stage_is_trained_with_its_statistics(folder, pretrained, tmp_path):
     }
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+@pytest.mark.parametrize("mode", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
     before = resflax.restore(pretrained).variables
-    overrides = {"parallel.mode": mode, "train.ema_decay": 0.5, "optim.lr": 0.5}
+    overrides = {"parallel.mode": mode, "train.ema_decay": 0.5, "train.epochs": 12.0}
     result, after = finetuned(folder, pretrained, tmp_path / "run", **overrides)
     moved = changed(before, after)
     assert moved["params"] == set(before["params"])
@@ -97,7 +106,7 @@ def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
 
 
 def test_without_a_step_the_weights_are_those_given(pretrained):
-    config = small_config(init_from=str(pretrained))
+    config = small_config(**PLAIN, init_from=str(pretrained))
     model = config_lib.build_model(config, 10)
     state = train._create_state(
         config, model, _Described(), lambda step: 0.1, train.DataParallel.over("jit")
