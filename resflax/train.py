@@ -116,15 +116,16 @@ def train_and_evaluate(
         if results is None:  # there was no step left to do
             results = evaluate(state.eval_variables)
 
-    result = {f"eval/{name}": value for name, value in results.items()} | {
-        "best/step": best[0],
-        "best/top1": best[1],
-        "seconds": time.monotonic() - start,
-    }
+    result = _result(results, best, time.monotonic() - start)
     if is_main:
         workdir_lib.write_result(workdir, result)
     _conclude(console, workdir, result, best[0] / batches.steps_per_epoch)
     return result
+
+
+def _result(results: dict[str, float], best: tuple[int, float], seconds: float) -> dict[str, float]:
+    metrics = {f"eval/{name}": value for name, value in results.items()}
+    return metrics | {"best/step": best[0], "best/top1": best[1], "seconds": seconds}
 
 
 def _due(step: int, every_epochs: int, batches: pipeline.TrainBatches, total_steps: int) -> bool:

@@ -41,7 +41,7 @@ def conv2d(
       padding: zeros before and after, for the height and for the width.
       groups: the cardinality: output channels of group i see the input channels of group i only.
       looped: whether it is in the body of lax.scan, lax.map or fori_loop. XLA's CPU backend brings
-        gradients into the form that its fast kernels take only outside of loops (jax issue 12868);
+        gradients into the form that its fast kernels take only outside of loops (jax-ml/jax#12868);
         inside, they are written in that form.
       lowering: 'lax' (XLA's own), 'blocks' (a few dense block-diagonal convolutions), 'dot' (one
         matrix product, for 1x1 kernels), or None: the fastest known for the platform and shapes.
