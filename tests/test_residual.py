@@ -517,3 +517,11 @@ def test_logits_are_those_of_a_plain_forward_pass(name, overrides, stage_sizes, 
     pool = not name.startswith("cifar")
     expected = _forward(variables, x, stage_sizes, pool=pool)
     _assert_close(_apply(model, variables, x, train=False), expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "divisor", "units"),
+    [(64, 1, 4), (72, 1, 4), (16, 8, 8), (64, 8, 8), (176, 8, 8), (192, 8, 16), (320, 8, 24)],
+)
+def test_hidden_units_of_gates_are_rounded_to_a_multiple_half_upwards(channels, divisor, units):
+    assert layers.gate_units(channels, 16, divisor) == units
