@@ -20,7 +20,7 @@ from resflax import checkpoint
 from resflax import config as config_lib
 from resflax.interop.keras import from_keras
 from resflax.interop.torch import from_torch
-from resflax.models import repeat
+from resflax.models import layers, repeat
 from resflax.train_state import TrainState
 
 PyTree = Any
@@ -61,7 +61,7 @@ def freeze(apply_fn: Callable[..., Any], pattern: str) -> Callable[..., Any]:
 
     def interceptor(next_fn, args, kwargs, context):
         module = context.module
-        constant = not isinstance(module, nn.BatchNorm) or module.use_running_average
+        constant = not isinstance(module, layers.BatchNorm) or module.use_running_average
         if constant or re.match(pattern, "/".join((*module.path, "bias"))):
             return next_fn(*args, **kwargs)
         # The same variables, in evaluation mode.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models import checks, layers
+from resflax.ops import norm as norm_ops
 from resflax.ops import pool
 
 STEMS = ("imagenet", "cifar")
@@ -121,7 +122,7 @@ class DenseNet(nn.Module):
                 )
                 x = jnp.concatenate([x, layer(x)], axis=-1)
             outputs[f"block{block}"] = x
-        x = nn.relu(norm(name="norm")(x))
+        x = norm_ops.relu(norm(name="norm")(x))
         x = outputs["pooled"] = pool.global_avg_pool(x)
         head = functools.partial(nn.Dense, kernel_init=layers.torch_uniform, dtype=jnp.float32)
         outputs["logits"] = head(self.num_classes, name="head")(x)
@@ -152,7 +153,7 @@ class Stem(nn.Module):
             # The first layer and the first transition begin with norms of their own.
             return self.conv(self.filters, 3, name="conv")(x)
         x = self.conv(self.filters, 7, 2, name="conv")(x)
-        return pool.max_pool(nn.relu(self.norm(name="norm")(x)), 3, 2, (1, 1))
+        return pool.max_pool(norm_ops.relu(self.norm(name="norm")(x)), 3, 2, (1, 1))
 
 
 class DenseLayer(nn.Module):
@@ -177,7 +178,7 @@ class DenseLayer(nn.Module):
         if self.bottleneck:
             convs.insert(0, (4 * self.growth_rate, 1))
         for i, (filters, kernel_size) in enumerate(convs, start=1):
-            x = nn.relu(self.norm(name=f"norm{i}")(x))
+            x = norm_ops.relu(self.norm(name=f"norm{i}")(x))
             x = self.conv(filters, kernel_size, name=f"conv{i}")(x)
             x = self.dropout(name=f"dropout{i}")(x)
         return x
@@ -194,7 +195,7 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H / 2, W / 2, filters], rounded down."""
-        x = nn.relu(self.norm(name="norm")(x))
+        x = norm_ops.relu(self.norm(name="norm")(x))
         x = self.dropout(name="dropout")(self.conv(self.filters, name="conv")(x))
         return pool.avg_pool(x, 2, 2)
 

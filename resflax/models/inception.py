@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from resflax.models import checks, repeat
 from resflax.models import layers as base
+from resflax.ops import norm as norm_ops
 from resflax.ops import pool
 
 VALID = (0, 0)
@@ -80,7 +81,7 @@ class ConvNorm(nn.Module):
         x = self.layers.conv(**dataclasses.asdict(self.spec), name="conv")(x)
         if self.layers.norm is not None:
             x = self.layers.norm(name="norm")(x)
-        return nn.relu(x)
+        return norm_ops.relu(x)
 
 
 class Chain(nn.Module):
@@ -252,9 +253,6 @@ class InceptionNet(nn.Module):
     ) -> dict[str, jax.Array]:
         """Applies a part as often as it has names; what comes out, by name: of a loop, the last."""
         loops = self._loops(names)
-        if loops:
-            conv = functools.partial(layers.conv, looped=True)
-            layers = dataclasses.replace(layers, conv=conv)
         if len(names) > 1 and self.is_initializing():
             packed = self.packed and loops
             repeat.create(self, part(layers=layers, parent=None), names, x, packed=packed)
@@ -277,7 +275,7 @@ class InceptionNet(nn.Module):
     def layers(self, train: bool) -> Layers:
         """The layers that all parts are made of."""
         norm = functools.partial(
-            nn.BatchNorm,
+            base.BatchNorm,
             use_running_average=not train,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,

@@ -7,9 +7,12 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from resflax.ops import conv as conv_ops
+from resflax.ops import norm as norm_ops
 from resflax.ops import pool
+from resflax.ops.norm import Activations, Affine
 
 # A layer or block constructor with its settings already bound by functools.partial.
 ModuleDef = Callable[..., nn.Module]
@@ -38,7 +41,6 @@ class Conv(nn.Module):
       bias_init: of that bias.
       paths: convolutions that it is computed as; see ops.conv.conv2d_by_paths.
       add_paths: whether their results are added up.
-      looped: whether it is in the body of a loop; see ops.conv.conv2d.
       kernel_init: of the float32 kernel, [k_h, k_w, C_in / groups, filters].
       dtype: of the computation.
     """
@@ -52,7 +54,6 @@ class Conv(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     paths: int = 1
     add_paths: bool = False
-    looped: bool = False
     kernel_init: nn.initializers.Initializer = he_normal
     dtype: jnp.dtype = jnp.float32
 
@@ -79,7 +80,6 @@ class Conv(nn.Module):
             stride=self.stride,
             padding=[(p, p) for p in padding],
             groups=self.groups,
-            looped=self.looped,
         )
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.filters,), jnp.float32)
@@ -109,16 +109,20 @@ class SqueezeExcite(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> the same shape."""
-        channels = x.shape[-1]
-        units = gate_units(channels, self.reduction, self.divisor)
-        hidden = nn.Dense(units, self.bias, kernel_init=he_normal, name="squeeze")(
-            SQUEEZES[self.squeeze](x)
-        )
-        gates = nn.Dense(channels, self.bias, kernel_init=he_normal, name="excite")(nn.relu(hidden))
-        gates = GATES[self.gate](gates).astype(self.dtype)
+    def __call__(self, x: Activations) -> Activations:
+        """[N, H, W, C] -> the same shape; what is yet to be computed stays so, but for 'avg'."""
+        if self.squeeze == "avg" and isinstance(x, Affine):
+            return x.gated(self._gates(x.pooled(), x.x.shape[-1]))
+        x = norm_ops.value(x)
+        gates = self._gates(SQUEEZES[self.squeeze](x), x.shape[-1]).astype(self.dtype)
         return x * (gates if self.squeeze == "none" else gates[:, None, None, :])
+
+    def _gates(self, squeezed: jax.Array, channels: int) -> jax.Array:
+        """Float32, of the shape of `squeezed`."""
+        units = gate_units(channels, self.reduction, self.divisor)
+        dense = functools.partial(nn.Dense, use_bias=self.bias, kernel_init=he_normal)
+        hidden = nn.relu(dense(units, name="squeeze")(squeezed))
+        return GATES[self.gate](dense(channels, name="excite")(hidden))
 
 
 def gate_units(channels: int, reduction: int, divisor: int) -> int:
@@ -155,13 +159,62 @@ def norm(
     if kind == "group":
         return functools.partial(GroupNorm, epsilon=epsilon, dtype=dtype)
     return functools.partial(
-        nn.BatchNorm,
+        BatchNorm,
         use_running_average=not train,
         momentum=momentum,
         epsilon=epsilon,
         axis_name=axis_name,
         dtype=dtype,
     )
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (arXiv 1502.03167), left to be computed with what follows it.
+
+    Variables: 'params': scale and bias; 'batch_stats': mean and var, running averages of the
+    batches' (whose variance is the biased one), float32. The names are those of flax.linen.
+
+    Attributes:
+      use_running_average: whether to normalise by the running averages, and leave them.
+      momentum: share of the running averages that a batch leaves.
+      epsilon: added to the variance.
+      axis_name: the mapped axis over which the batch's statistics are averaged; None: none.
+      use_scale: whether there is a scale.
+      scale_init: of it.
+      dtype: of the result.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    use_scale: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Affine:
+        """[N, H, W, C] -> the normalised images, scaled and shifted, to be computed."""
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        x = x.astype(self.dtype)
+        if self.use_running_average:
+            means, batch_mean, batch_var = None, mean.value, var.value
+        else:
+            means, squares = norm_ops.moments(x)
+            batch_mean, square = jnp.mean(means, axis=0), jnp.mean(squares, axis=0)
+            if self.axis_name is not None and not self.is_initializing():
+                batch_mean, square = lax.pmean((batch_mean, square), self.axis_name)
+            batch_var = jnp.maximum(square - jnp.square(batch_mean), 0.0)
+            if not self.is_initializing():
+                mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+                var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
+        scale = lax.rsqrt(batch_var + self.epsilon)
+        if self.use_scale:
+            scale *= self.param("scale", self.scale_init, shape, jnp.float32)
+        shift = self.param("bias", nn.initializers.zeros, shape, jnp.float32) - batch_mean * scale
+        return Affine(x, scale[None], shift[None], means)
 
 
 class GroupNorm(nn.Module):
@@ -199,13 +252,14 @@ class Identity(nn.Module):
 # Kinds of `norm`.
 NORMS = ("batch", "group", "none")
 
-# What stands between the layers. The papers use ReLU.
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": nn.relu,
-    "sigmoid": nn.sigmoid,
-    "tanh": nn.tanh,
-    "leaky_relu": nn.leaky_relu,
-    "silu": nn.silu,
+# What stands between the layers, of arrays and of what a norm left to be computed. The papers use
+# ReLU.
+ACTIVATIONS: dict[str, Callable[[Activations], jax.Array]] = {
+    "relu": norm_ops.relu,
+    "sigmoid": lambda y: nn.sigmoid(norm_ops.value(y)),
+    "tanh": lambda y: nn.tanh(norm_ops.value(y)),
+    "leaky_relu": lambda y: nn.leaky_relu(norm_ops.value(y)),
+    "silu": lambda y: nn.silu(norm_ops.value(y)),
 }
 
 # Initialisations of the convolutions' kernels.

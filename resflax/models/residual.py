@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models.layers import ModuleDef
+from resflax.ops import norm as norm_ops
+from resflax.ops.norm import Activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Projection(nn.Module):
     norm: ModuleDef | None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Activations:
         """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
         x = self.conv(self.filters, self.kernel_size, self.stride, name="conv")(x)
         return x if self.norm is None else self.norm(name="norm")(x)
@@ -275,7 +277,7 @@ class ResidualBlock(nn.Module):
     unit: Unit
     conv: ModuleDef
     norm: ModuleDef
-    act: Callable[[jax.Array], jax.Array] = nn.relu
+    act: Callable[[Activations], jax.Array] = norm_ops.relu
     gate: ModuleDef | None = None
     se_integration: str = "standard"
     skip: ModuleDef | None = None
@@ -300,16 +302,17 @@ class ResidualBlock(nn.Module):
         y = self._branch(y)
         y = self._gate("standard", y)
         if self.drop_path is not None:
-            y = self.drop_path(name="drop_path")(y, drop_rate)
+            y = self.drop_path(name="drop_path")(norm_ops.value(y), drop_rate)
         if self.shortcut != "none":
             shortcut = self._gate("identity", self._shortcut(source, filters, stride, reshapes))
             if self.skip is not None:
-                shortcut, y = self.skip(name="skip")(source, shortcut, y)
-            y = shortcut + y
+                terms = norm_ops.value(shortcut), norm_ops.value(y)
+                shortcut, y = self.skip(name="skip")(source, *terms)
+            y = norm_ops.add(shortcut, y)
         y = self._apply(self.unit.sum, "norm_sum", y)
-        return self._gate("post", y)
+        return norm_ops.value(self._gate("post", y))
 
-    def _branch(self, y: jax.Array) -> jax.Array:
+    def _branch(self, y: jax.Array) -> Activations:
         zeros = nn.initializers.zeros
         for i, spec in enumerate(self.branch, 1):
             ends = i == len(self.branch)
@@ -322,23 +325,28 @@ class ResidualBlock(nn.Module):
                 settings["kernel_init"] = zeros
             normed = "norm" in (after if ends else after + self.unit.before)
             settings["use_bias"] = has_bias(self.conv_bias, normed=normed)
-            y = self.conv(**settings, name=f"conv{i}")(y)
+            y = self.conv(**settings, name=f"conv{i}")(norm_ops.value(y))
             y = self._apply(after, f"norm{i}", y, **({"scale_init": zeros} if zero else {}))
             if i == 2:
                 y = self._gate("3x3", y)
         return y
 
-    def _apply(self, layers: tuple[str, ...], name: str, y: jax.Array, **norm_kwargs) -> jax.Array:
+    def _apply(
+        self, layers: tuple[str, ...], name: str, y: Activations, **norm_kwargs
+    ) -> Activations:
         for layer in layers:
-            y = self.norm(name=name, **norm_kwargs)(y) if layer == "norm" else self.act(y)
+            if layer == "norm":
+                y = self.norm(name=name, **norm_kwargs)(norm_ops.value(y))
+            else:
+                y = self.act(y)
         return y
 
-    def _gate(self, place: str, y: jax.Array) -> jax.Array:
+    def _gate(self, place: str, y: Activations) -> Activations:
         if self.gate is None or self.se_integration != place:
             return y
         return self.gate(name="se")(y)
 
-    def _shortcut(self, x: jax.Array, filters: int, stride: int, reshapes: bool) -> jax.Array:
+    def _shortcut(self, x: jax.Array, filters: int, stride: int, reshapes: bool) -> Activations:
         if self.shortcut == "C" or (self.shortcut == "B" and reshapes):
             norm = self.norm if self.unit.projection_norm else None
             bias = has_bias(self.conv_bias, normed=norm is not None)

@@ -5,7 +5,6 @@ sizes for a depth, on ImageNet and on CIFAR. Stages are numbered as in the paper
 is stage 1, conv2_x is stage 2.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -251,8 +250,6 @@ class ResNet(nn.Module):
             return x
         names = [_name(stage, number) for number in numbers]
         loops = self._loops(numbers)
-        if loops:
-            parts = dataclasses.replace(parts, conv=functools.partial(parts.conv, looped=True))
         block = functools.partial(self._block, stage, numbers[0], parts, train)
         if len(numbers) > 1 and self.is_initializing():
             repeat.create(self, block(parent=None), names, x, packed=self.packed and loops)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models import layers, residual
+from resflax.ops import norm as norm_ops
 from resflax.ops import pool
 
 
@@ -75,4 +76,4 @@ class Stem(nn.Module):
         x = conv(x)
         if "norm" in after:
             x = self.parts.norm(name=f"norm{suffix}")(x)
-        return self.parts.act(x) if "act" in after else x
+        return self.parts.act(x) if "act" in after else norm_ops.value(x)

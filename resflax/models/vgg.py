@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models import checks, layers
+from resflax.ops import norm as norm_ops
 from resflax.ops import pool
 
 # Convolutions in each stage, by depth (Table 1: configurations A, B, D and E).
@@ -172,7 +173,7 @@ class Stage(nn.Module):
         """[N, H, W, C] -> [N, H, W, filters]."""
         for i in range(1, self.size + 1):
             x = self.conv(self.filters, name=f"conv{i}")(x)
-            x = nn.relu(self.norm(name=f"norm{i}")(x))
+            x = norm_ops.relu(self.norm(name=f"norm{i}")(x))
             x = x if self.gate is None else self.gate(name=f"se{i}")(x)
         return x
 

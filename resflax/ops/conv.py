@@ -2,10 +2,17 @@
 
 Images are NHWC and kernels HWIO in the whole project.
 
-XLA's CPU backend computes the weight gradient of a grouped convolution with a naive loop. The same
-mathematics as a few dense convolutions, each over several groups with a block-diagonal kernel,
-takes hundreds of times less (form b of Figure 3 of ResNeXt, arXiv 1611.05431, with a few groups to
-a path).
+What XLA's CPU backend does with the plain form, and the remedies here:
+
+- The weight gradient of a grouped convolution becomes a naive loop. The same mathematics as a few
+  dense convolutions, each over several groups with a block-diagonal kernel, takes hundreds of times
+  less (form b of Figure 3 of ResNeXt, arXiv 1611.05431, with a few groups to a path).
+- Gradients are brought into the form that its fast kernels take outside of lax.scan, lax.map and
+  fori_loop only (jax-ml/jax#12868).
+- The images' gradient of a strided convolution is one over images stuffed with zeros.
+- A 1x1 convolution is slower than the matrix product that it is.
+
+The lowering 'blocks' is for the first three, also where there is but one group; 'dot' for the last.
 """
 
 import functools
@@ -15,6 +22,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from resflax.ops import phases
 
 Lowering = Literal["lax", "blocks", "dot"]
 Padding = Sequence[tuple[int, int]]
@@ -29,7 +38,6 @@ def conv2d(
     stride: int = 1,
     padding: Padding = ((0, 0), (0, 0)),
     groups: int = 1,
-    looped: bool = False,
     lowering: Lowering | None = None,
 ) -> jax.Array:
     """Two-dimensional convolution (cross-correlation), plain or grouped.
@@ -40,11 +48,9 @@ def conv2d(
       stride: the step of the window in both directions.
       padding: zeros before and after, for the height and for the width.
       groups: the cardinality: output channels of group i see the input channels of group i only.
-      looped: whether it is in the body of lax.scan, lax.map or fori_loop. XLA's CPU backend brings
-        gradients into the form that its fast kernels take only outside of loops (jax-ml/jax#12868);
-        inside, they are written in that form.
-      lowering: 'lax' (XLA's own), 'blocks' (a few dense block-diagonal convolutions), 'dot' (one
-        matrix product, for 1x1 kernels), or None: the fastest known for the platform and shapes.
+      lowering: 'lax' (XLA's own), 'blocks' (a few dense convolutions, with gradients in the form
+        that is fast everywhere), 'dot' (one matrix product, for 1x1 kernels), or None: the fastest
+        known for the platform and the shapes.
 
     Returns:
       [N, H', W', C_out], the same values for every lowering up to rounding.
@@ -61,16 +67,15 @@ def conv2d(
         )
     pointwise = kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding))
     if lowering is None:
-        lowering = _choose_lowering(jax.default_backend(), pointwise=pointwise, groups=groups)
+        lowering = _choose_lowering(jax.default_backend(), pointwise=pointwise)
     if lowering == "dot":
         if not pointwise:
             raise ValueError("The lowering 'dot' is for 1x1 kernels without padding or groups.")
         return _dot(x, kernel, stride)
-    looped = looped and jax.default_backend() == "cpu"
     if lowering == "blocks":
-        return _blocks(x, kernel, stride, padding, groups, looped)
-    if looped and groups == 1:
-        return _canonical(x, kernel, stride, tuple(map(tuple, padding)))
+        blocks = num_blocks(c_in, groups)
+        kernels = [dense_kernel(k, groups // blocks) for k in jnp.split(kernel, blocks, axis=-1)]
+        return _blocks(x, jnp.stack(kernels), stride, tuple(map(tuple, padding)))
     return _lax(x, kernel, stride, padding, groups)
 
 
@@ -83,7 +88,6 @@ def conv2d_by_paths(
     stride: int = 1,
     padding: Padding = ((0, 0), (0, 0)),
     groups: int = 1,
-    looped: bool = False,
 ) -> jax.Array:
     """A convolution computed path by path: forms a and b of Figure 3 of ResNeXt (1611.05431).
 
@@ -97,7 +101,6 @@ def conv2d_by_paths(
       stride: see conv2d.
       padding: see conv2d.
       groups: 1, or `paths` where the results are not added up.
-      looped: see conv2d.
 
     Returns:
       What `conv2d` gives, up to rounding.
@@ -106,22 +109,22 @@ def conv2d_by_paths(
     inputs = jnp.split(x, paths, axis=-1) if own_input else [x] * paths
     kernels = jnp.split(kernel, paths, axis=2 if add else 3)
     outputs = [
-        conv2d(part, weights, stride=stride, padding=padding, looped=looped)
+        conv2d(part, weights, stride=stride, padding=padding)
         for part, weights in zip(inputs, kernels, strict=True)
     ]
     return functools.reduce(jnp.add, outputs) if add else jnp.concatenate(outputs, axis=-1)
 
 
-def _choose_lowering(platform: str, *, pointwise: bool, groups: int) -> Lowering:
+def _choose_lowering(platform: str, *, pointwise: bool) -> Lowering:
     """The one place where platform and shapes decide; see the module's docstring for the reason."""
-    if platform == "cpu" and pointwise:
-        return "dot"
-    if platform == "cpu" and groups > 1:
-        return "blocks"
-    return "lax"
+    if platform != "cpu":
+        return "lax"
+    return "dot" if pointwise else "blocks"
 
 
-def _lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int) -> jax.Array:
+def _lax(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int = 1
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -132,37 +135,94 @@ def _lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups:
     )
 
 
+def _dot(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    x = x[:, ::stride, ::stride, :]
+    # Of matrices: XLA would copy the gradient's images into another layout for a sum over three
+    # axes. Sums in float32, as convolutions have; the CPU backend would add bfloat16 in bfloat16.
+    y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], preferred_element_type=jnp.float32)
+    return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _canonical(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """A dense convolution whose gradients are convolutions of NHWC images and HWIO kernels."""
-    return _lax(x, kernel, stride, padding, 1)
+def _blocks(x: jax.Array, kernels: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """A dense convolution of each of equal parts of the channels.
+
+    Args:
+      x: [N, H, W, blocks * C_in].
+      kernels: [blocks, k_h, k_w, C_in, C_out].
+      stride: see conv2d.
+      padding: see conv2d.
+
+    Returns:
+      [N, H', W', blocks * C_out].
+    """
+    parts = zip(jnp.split(x, len(kernels), axis=-1), kernels, strict=True)
+    return jnp.concatenate([_lax(part, k, stride, padding) for part, k in parts], axis=-1)
 
 
-def _canonical_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+def _blocks_forward(
+    x: jax.Array, kernels: jax.Array, stride: int, padding: Padding
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _lax(x, kernel, stride, padding, 1), (x, kernel)
+    return _blocks(x, kernels, stride, padding), (x, kernels)
 
 
-def _canonical_backward(
+def _blocks_backward(
     stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    window, image, out = kernel.shape[:2], x.shape[1:3], dy.shape[1:3]
+    x, kernels = saved
+    # By phases, the pixels a stride apart: each is a dense convolution of `dy` with some taps.
+    rows = [
+        [
+            _phase_gradient(dy, kernels, (top, left), x.shape[1:3], stride, padding)
+            for left in range(stride)
+        ]
+        for top in range(stride)
+    ]
+    parts = [jnp.split(array, len(kernels), axis=-1) for array in (dy, x)]
+    dkernels = [
+        _kernel_gradient(dy_part, x_part, kernels.shape[1:3], stride, padding)
+        for dy_part, x_part in zip(*parts, strict=True)
+    ]
+    return phases.interleave(rows, *x.shape[1:3]), jnp.stack(dkernels)
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _phase_gradient(
+    dy: jax.Array,
+    kernels: jax.Array,
+    first: Sequence[int],
+    image: Sequence[int],
+    stride: int,
+    padding: Padding,
+) -> jax.Array:
+    """Of the pixels first, first + stride, ... in both directions.
+
+    With the padding, output o sees pixel first + i * stride through tap k where
+    o * stride + k = first + i * stride + before, so only through every stride-th tap.
+    """
+    padded = [f + p[0] for f, p in zip(first, padding, strict=True)]
+    pixels = [-(-(n - f) // stride) for n, f in zip(image, first, strict=True)]
+    taps = kernels[:, padded[0] % stride :: stride, padded[1] % stride :: stride]
+    if not taps.size or 0 in pixels:  # no window lies on these pixels, or there are none
+        return jnp.zeros((dy.shape[0], *pixels, len(kernels) * kernels.shape[3]), dy.dtype)
+    starts = [p // stride - (k - 1) for p, k in zip(padded, taps.shape[1:3], strict=True)]
+    ends = [
+        start + n + k - 1 - outputs
+        for start, n, k, outputs in zip(starts, pixels, taps.shape[1:3], dy.shape[1:3], strict=True)
+    ]
+    sides = tuple((-start, end) for start, end in zip(starts, ends, strict=True))
+    return _blocks(dy, jnp.swapaxes(taps[:, ::-1, ::-1], 3, 4), 1, sides)
+
+
+def _kernel_gradient(
+    dy: jax.Array, x: jax.Array, window: Sequence[int], stride: int, padding: Padding
+) -> jax.Array:
+    """Channels as the batch, images as the channels: one window for each place of the kernel."""
+    image, out = x.shape[1:3], dy.shape[1:3]
     # How far the strided windows reach over the image; what is beyond the last one has no gradient.
     reach = [stride * (n - 1) + 1 for n in out]
-    ends = [(k - 1 - p[0]) for k, p in zip(window, padding, strict=True)]
-    dx = lax.conv_general_dilated(
-        dy,
-        jnp.swapaxes(kernel[::-1, ::-1], 2, 3),
-        window_strides=(1, 1),
-        padding=[
-            (e, n + k - 1 - e - r) for e, n, k, r in zip(ends, image, window, reach, strict=True)
-        ],
-        lhs_dilation=(stride, stride),
-        dimension_numbers=_NHWC,
-    )
-    # Channels as the batch, images as the channels: one window for each place of the kernel.
     dkernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
         dy.transpose(1, 2, 0, 3),
@@ -174,45 +234,17 @@ def _canonical_backward(
         rhs_dilation=(stride, stride),
         dimension_numbers=_NHWC,
     )
-    return dx, dkernel.transpose(1, 2, 0, 3)
-
-
-_canonical.defvjp(_canonical_forward, _canonical_backward)
-
-
-def _dot(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    # Sums in float32, as convolutions have; XLA's CPU backend would add bfloat16 in bfloat16.
-    y = jnp.dot(x[:, ::stride, ::stride, :], kernel[0, 0], preferred_element_type=jnp.float32)
-    return y.astype(x.dtype)
-
-
-def _blocks(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int, looped: bool
-) -> jax.Array:
-    blocks = num_blocks(x.shape[-1], groups)
-    outputs = [
-        conv2d(
-            part,
-            dense_kernel(weights, groups // blocks),
-            stride=stride,
-            padding=padding,
-            looped=looped,
-            lowering="lax",
-        )
-        for part, weights in zip(
-            jnp.split(x, blocks, axis=-1), jnp.split(kernel, blocks, axis=-1), strict=True
-        )
-    ]
-    return jnp.concatenate(outputs, axis=-1)
+    return dkernel.transpose(1, 2, 0, 3)
 
 
 def num_blocks(channels: int, groups: int) -> int:
     """How many dense convolutions stand for one of `groups` groups over `channels` channels.
 
     The largest divisor of `groups` that leaves at least 16 channels (the width of an AVX-512
-    register in float32) in each: narrower ones leave it idle, wider ones multiply more zeros.
+    register in float32) in each: narrower ones leave it idle, wider ones multiply more zeros. But
+    no more than 16, since each is compiled on its own.
     """
-    divisors = [d for d in range(1, groups + 1) if groups % d == 0]
+    divisors = [d for d in range(1, min(groups, 16) + 1) if groups % d == 0]
     return max((d for d in divisors if channels // d >= 16), default=1)
 
 

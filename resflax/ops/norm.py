@@ -1,0 +1,127 @@
+"""Batch norm, what follows it, and the gates of squeeze-excite, in as few passes as they need.
+
+Batch norm is a statistic of its input and then, like a squeeze-excite gate behind it, one number
+that each channel is multiplied by and one that is added. So a norm gives out an `Affine`, which
+says what is to be done to its input; a gate changes the numbers, a shortcut joins, and the
+activation at the end computes all of it in one pass over the images. The means of a gate's squeeze
+come from those of the statistics: no pass is needed for them.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Affine(NamedTuple):
+    """scale * x + shift + residual, yet to be computed.
+
+    Attributes:
+      x: images, [N, H, W, C].
+      scale: of each channel, or of each channel of each image; float32, [1 or N, C].
+      shift: likewise.
+      mean: of each channel of each image of `x`, float32 [N, C]; None: not known yet.
+      residual: what is added, of the shape of `x`, or None.
+    """
+
+    x: jax.Array
+    scale: jax.Array
+    shift: jax.Array
+    mean: jax.Array | None = None
+    residual: jax.Array | None = None
+
+    def pooled(self) -> jax.Array:
+        """The mean over the positions of scale * x + shift, float32 [N, C]."""
+        mean = self.mean
+        if mean is None:
+            mean = jnp.mean(self.x, axis=(1, 2), dtype=jnp.float32)
+        return mean * self.scale + self.shift
+
+    def gated(self, gates: jax.Array) -> "Affine":
+        """(scale * x + shift) * gates, where gates are [N, C]."""
+        gates = gates.astype(jnp.float32)
+        return self._replace(scale=self.scale * gates, shift=self.shift * gates)
+
+
+Activations = jax.Array | Affine
+
+
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The means of each image's channels and of their squares.
+
+    Args:
+      x: [N, H, W, C].
+
+    Returns:
+      Two float32 [N, C].
+    """
+    return _moments(x)
+
+
+def value(y: Activations) -> jax.Array:
+    """The array that `y` is, or stands for, in the dtype of its images."""
+    return _affine(y.x, y.scale, y.shift, y.residual, False) if isinstance(y, Affine) else y
+
+
+def relu(y: Activations) -> jax.Array:
+    """max(y, 0). The backward pass needs no more than `y`'s images and the result."""
+    if isinstance(y, Affine):
+        return _affine(y.x, y.scale, y.shift, y.residual, True)
+    return jax.nn.relu(y)
+
+
+def add(shortcut: Activations, y: Activations) -> Activations:
+    """The sum of two terms of one shape; it stays uncomputed where `y` does."""
+    if isinstance(y, Affine) and y.residual is None:
+        return y._replace(residual=value(shortcut))
+    return value(shortcut) + value(y)
+
+
+@jax.custom_vjp
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    full = x.astype(jnp.float32)
+    return jnp.mean(full, axis=(1, 2)), jnp.mean(jnp.square(full), axis=(1, 2))
+
+
+def _moments_forward(x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    return _moments(x), x
+
+
+def _moments_backward(x: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array]:
+    mean, square = (g[:, None, None, :] / (x.shape[1] * x.shape[2]) for g in gradients)
+    return ((mean + 2.0 * square * x.astype(jnp.float32)).astype(x.dtype),)
+
+
+_moments.defvjp(_moments_forward, _moments_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _affine(
+    x: jax.Array, scale: jax.Array, shift: jax.Array, residual: jax.Array | None, rectify: bool
+) -> jax.Array:
+    y = x.astype(jnp.float32) * scale[:, None, None, :] + shift[:, None, None, :]
+    if residual is not None:
+        y += residual.astype(jnp.float32)
+    return (jnp.maximum(y, 0.0) if rectify else y).astype(x.dtype)
+
+
+def _affine_forward(x, scale, shift, residual, rectify):
+    y = _affine(x, scale, shift, residual, rectify)
+    # Where the rectified sum is positive its gradient passes: the sum itself need not be kept.
+    return y, (x, scale, y if rectify else None, residual is not None)
+
+
+def _affine_backward(rectify, saved, dy):
+    x, scale, y, has_residual = saved
+    if rectify:
+        dy = jnp.where(y > 0, dy, jnp.zeros_like(dy))
+    full = dy.astype(jnp.float32)
+    axes = (0, 1, 2) if scale.shape[0] == 1 else (1, 2)
+    dscale = jnp.sum(full * x.astype(jnp.float32), axis=axes).reshape(scale.shape)
+    dshift = jnp.sum(full, axis=axes).reshape(scale.shape)
+    dx = (full * scale[:, None, None, :]).astype(x.dtype)
+    return dx, dscale, dshift, dy if has_residual else None
+
+
+_affine.defvjp(_affine_forward, _affine_backward)

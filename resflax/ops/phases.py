@@ -1,0 +1,38 @@
+"""The phases of an image: its pixels a stride apart, from each of the first ones on.
+
+The gradient of a strided window with respect to the image is dense in each phase, while in the
+image as a whole it would be computed from zeros for the most part.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def interleave(phases: Sequence[Sequence[jax.Array]], height: int, width: int) -> jax.Array:
+    """Puts an image together from its phases.
+
+    Args:
+      phases: row i of phase [p][q] holds the pixels of row p + i * len(phases), columns likewise;
+        each [N, H', W', C]. What they lack of the image is zero, what they have more is left out.
+      height: of the image.
+      width: of the image.
+
+    Returns:
+      [N, height, width, C].
+    """
+    if len(phases) == len(phases[0]) == 1 and phases[0][0].shape[1:3] == (height, width):
+        return phases[0][0]
+    columns = -(-width // len(phases[0]))
+    rows = -(-height // len(phases))
+    # [N, rows, columns, phases, C], and with the phases of the rows.
+    lines = [jnp.stack([_fitted(x, rows, columns) for x in row], axis=3) for row in phases]
+    image = jnp.stack(lines, axis=2)
+    image = image.reshape(image.shape[0], rows * len(phases), columns * len(phases[0]), -1)
+    return image[:, :height, :width]
+
+
+def _fitted(x: jax.Array, rows: int, columns: int) -> jax.Array:
+    x = x[:, :rows, :columns]
+    return jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, columns - x.shape[2]), (0, 0)))
