@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from resflax import checkpoint, steps
+from resflax import checkpoint, runtime, steps
 from resflax.data import augmentation, pipeline, sources
 from resflax.parallel import DataParallel
 
@@ -102,4 +102,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    runtime.configure()
     sys.exit(main())

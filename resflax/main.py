@@ -14,6 +14,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from resflax import runtime
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: FILE.py or FILE.py:DATASET.", lock_config=True
 )
@@ -103,4 +105,5 @@ def _fail(message: str) -> NoReturn:
 
 
 if __name__ == "__main__":
+    runtime.configure()
     app.run(main, flags_parser=_parse_flags)

@@ -5,6 +5,7 @@ processes of their own compile as a user's do.
 """
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -15,6 +16,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+
+# What processes of their own compile they share, and leave out of the user's cache. Named after
+# jax has read its environment: this process compiles in another way, and keeps nothing.
+_CACHE = tempfile.TemporaryDirectory(prefix="resflax-test-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 
 # A silent broadcast over ranks is a bug more often than a wish.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -14,6 +14,7 @@ ARROWS = {
     "ops": set(),
     "models": {"ops"},
     "metrics": set(),
+    "runtime": set(),
     "train_state": {"models"},
     "steps": {"metrics", "train_state"},
     "parallel": set(),
@@ -23,7 +24,7 @@ ARROWS = {
     "config": {"data", "models", "parallel"},
     "workdir": {"config", "data"},
     "checkpoint": {"config", "data", "models", "train_state", "workdir"},
-    "evaluate": {"checkpoint", "data", "parallel", "steps"},
+    "evaluate": {"checkpoint", "data", "parallel", "runtime", "steps"},
     "transfer": {"checkpoint", "config", "interop", "models", "train_state"},
     "console": {"models"},
     "writers": {"curves", "workdir"},
@@ -33,7 +34,8 @@ ARROWS = {
         "parallel", "progress", "steps", "train_state", "transfer", "workdir", "writers",
     },
     "interop": {"models"},
-    "main": {"progress", "train"},
+    "bench": {"interop", "models", "ops", "steps", "train_state"},
+    "main": {"progress", "runtime", "train"},
     "__init__": {"checkpoint", "interop", "models"},
 }  # fmt: skip
 

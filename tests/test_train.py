@@ -4,7 +4,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import jax
@@ -28,23 +27,13 @@ FLAGS = (
 )
 
 
-# The same step is compiled once for all runs.
-CACHE = tempfile.TemporaryDirectory()
-ENVIRONMENT = {
-    **os.environ,
-    "XLA_FLAGS": "",
-    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-}
-
-
 def start(workdir):
     """The small run as a process of its own, on one device."""
     command = [sys.executable, "-m", "resflax.main", "--config", "tests/small.py", *FLAGS]
     return subprocess.Popen(
         [*command, "--workdir", str(workdir)],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env={**os.environ, "XLA_FLAGS": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
