@@ -1,0 +1,1 @@
+"""How fast the networks are, beside other libraries' where installed: python -m resflax.bench."""
