@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import resflax
+from resflax import runtime
+from resflax.bench import __main__ as command
 from resflax.bench import capacity, ours, peers, report, roofline, rounds, stock
-from resflax.bench.__main__ import main
 from resflax.bench.case import Case
 from resflax.bench.rounds import Costs, Entry, Result
 
@@ -33,11 +34,15 @@ def small(mode="train", name="cifar_resnext29_8x64d", batch=2, **overrides):
 
 
 @pytest.fixture(autouse=True)
-def _settings_of_the_process(monkeypatch):
-    """What the command sets for its own process is undone after a test."""
+def configured(monkeypatch):
+    """What the command sets for its own process is undone after a test, or left out and noted."""
+    calls = []
+    monkeypatch.setattr(runtime, "configure", lambda: calls.append("configure"))
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    monkeypatch.setattr(command, "_peak_sizes", lambda: (64, 2**16))
+    monkeypatch.setattr(report, "load", lambda: 0.0)
     cached = jax.config.jax_enable_compilation_cache
-    yield
+    yield calls
     jax.config.update("jax_enable_compilation_cache", cached)
 
 
@@ -216,12 +221,12 @@ def test_search_finds_the_largest_batch_to_a_sixteenth(start):
 
 
 def test_batches_of_a_cpu_are_compared_with_what_is_available(monkeypatch):
-    case = small(batch=4)
+    case = small(batch=1)
     step = ours.step_function(case).lower(*ours.abstract_arguments(case)).compile()
     monkeypatch.setattr(capacity, "available_bytes", lambda: ours.analysed_bytes(step))
     said = []
-    assert capacity.largest_batch(case, said.append) == 4
-    assert said[0].startswith("batch 4: ")
+    assert capacity.largest_batch(case, said.append) == 1
+    assert said[0].startswith("batch 1: ")
     assert said[0].endswith(", fits")
     assert said[1].endswith(", does not fit")
 
@@ -236,7 +241,8 @@ def test_available_memory():
 
 def test_stock_flax_computes_the_same():
     case = small(se_reduction=2, form="b", batch=4)
-    variables = case.plain.init(jax.random.key(0), jnp.zeros((1, *case.image_shape)), train=False)
+    init = jax.jit(functools.partial(case.plain.init, train=False))
+    variables = init(jax.random.key(0), jnp.zeros((1, *case.image_shape)))
     images = jnp.asarray(case.examples().images)
     seen = []
 
@@ -291,15 +297,14 @@ def test_twin_computes_the_same(case):
 
     from resflax.bench.twin import Twin
 
-    state = ours.create_state(case)
-    key = iter(jax.random.split(jax.random.key(1), 1000))
+    random = np.random.default_rng(1)
     variables = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.uniform(next(key), x.shape), state.eval_variables
+        lambda leaf: random.uniform(0.1, 0.3, leaf.shape).astype(np.float32), case.variables
     )
     twin = Twin(case.model).eval()
     twin.load_state_dict(_torch_arrays(variables), strict=False)
     images = case.examples().images
-    logits = case.plain.apply(variables, images, train=False)
+    logits = jax.jit(functools.partial(case.plain.apply, train=False))(variables, images)
     with torch.no_grad():
         theirs = twin(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(theirs, logits, rtol=1e-3, atol=1e-3 * np.abs(logits).max())
@@ -405,7 +410,7 @@ def test_main_measures_and_writes(capsys, tmp_path):
     path = tmp_path / "results" / "x.json"
     arguments = [*SMALL, "--repeats", "3", "--peer", "flax", "--json", str(path), "--markdown"]
     arguments += ["--peer", "torch", "--no-compile"] if HAS_TORCH else []
-    assert main(arguments) == 0
+    assert command.main(arguments) == 0
     printed = capsys.readouterr()
     assert [line.split(" | ")[1] for line in printed.out.splitlines()[2:]] == ["inference", "train"]
     written = json.loads(path.read_text())
@@ -414,6 +419,7 @@ def test_main_measures_and_writes(capsys, tmp_path):
     assert written["versions"]["jax"] == jax.__version__
     assert written["xla_flags"] == os.environ["XLA_FLAGS"]
     assert written["machine"]["cores"] >= 1
+    assert written["machine"]["load_before"] >= 0
     assert set(written["peaks"]) == {"float32"}
     forms = [("resflax", ""), ("flax", "")]
     forms += [("torch", "channels_last"), ("torch", "contiguous")] if HAS_TORCH else []
@@ -426,13 +432,19 @@ def test_main_measures_and_writes(capsys, tmp_path):
 
 
 def test_main_in_bfloat16(capsys):
-    assert main([*SMALL, "--repeats", "3", "--dtype", "bfloat16", "--mode", "inference"]) == 0
+    assert (
+        command.main([*SMALL, "--repeats", "3", "--dtype", "bfloat16", "--mode", "inference"]) == 0
+    )
     assert "cifar_resnet20, inference, 2 images of 32 x 32, bfloat16" in capsys.readouterr().out
 
 
-def test_main_finds_a_batch(capsys, monkeypatch):
+@pytest.mark.parametrize("stock_process", [False, True])
+def test_main_finds_a_batch(capsys, monkeypatch, configured, stock_process):
     monkeypatch.setattr(capacity, "search", lambda fits, start: 10 * start)
-    assert main([*SMALL, "--find-batch"]) == 0
+    arguments = [*SMALL, "--find-batch"]
+    assert command.main(arguments + ["--stock-process"] * stock_process) == 0
+    assert configured == ([] if stock_process else ["configure"])
+    assert not jax.config.jax_enable_compilation_cache
     assert capsys.readouterr().out == "cifar_resnet20, images of 32 x 32, float32: 20\n"
 
 
@@ -457,7 +469,7 @@ def test_bad_input_is_one_line(capsys, monkeypatch, arguments, message):
     )
     monkeypatch.setitem(peers.PACKAGES, "timm", ("timm",))
     with pytest.raises(SystemExit) as exit_:
-        main(arguments)
+        command.main(arguments)
     assert exit_.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

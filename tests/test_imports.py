@@ -34,7 +34,7 @@ ARROWS = {
         "parallel", "progress", "steps", "train_state", "transfer", "workdir", "writers",
     },
     "interop": {"models"},
-    "bench": {"interop", "models", "ops", "steps", "train_state"},
+    "bench": {"interop", "models", "ops", "runtime", "steps", "train_state"},
     "main": {"progress", "runtime", "train"},
     "__init__": {"checkpoint", "interop", "models"},
 }  # fmt: skip

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax import runtime
 from resflax.bench import ours, peers, report, roofline
 from resflax.bench.capacity import largest_batch
 from resflax.bench.case import MODES, Case
@@ -37,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     options = parser.parse_args(argv)
-    _prepare_jax()
+    _prepare_jax(options.stock_process)
     console = report.Console()
+    load = report.load()
+    if load > peers.cores() / 2:
+        console.note(f"other programs are running: {load:.1f} in the last minute")
     try:
         _check(options)
         cases = list(_cases(options))
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         command = shlex.join(["python", "-m", "resflax.bench", *argv])
         settings = {k: str(v) if k == "json" else v for k, v in vars(options).items()}
-        written = report.document(measurements, peaks, command, settings)
+        written = report.document(measurements, peaks, command, settings, load)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(written, indent=2) + "\n")
     return int(any(not m.ours.seconds for m in measurements))
@@ -98,13 +102,17 @@ def _parser() -> Parser:
         metavar="S",
         help="a contender whose first step takes longer is measured by it alone",
     )
+    add("--stock-process", action="store_true", help="without what resflax.runtime sets")
     add("--find-batch", action="store_true", help="search the largest batch that trains; no timing")
     add("--json", type=pathlib.Path, metavar="FILE", help="write all that is measured")
     add("--markdown", action="store_true", help="print a table for a README")
     return parser
 
 
-def _prepare_jax() -> None:
+def _prepare_jax(stock: bool) -> None:
+    """Sets the process up as for training, or, if `stock`, nearly as jax does."""
+    if not stock:
+        runtime.configure()
     # The memory of an accelerator is shared with torch; and its peak should be what is in use.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Else the compile time may be that of reading a file.

@@ -56,16 +56,13 @@ class Measurement:
         return ratio(self.ours, result)
 
     def fastest(self) -> dict[str, Result]:
-        """The fastest form of each peer that ran at all."""
-        best: dict[str, Result] = {}
+        """The form of each peer with the least ratio, of those that ran."""
+        best: dict[str, tuple[float, Result]] = {}
         for result in self.results[1:]:
-            if result.seconds and result.median < _median(best.get(result.peer)):
-                best[result.peer] = result
-        return best
-
-
-def _median(result: Result | None) -> float:
-    return math.inf if result is None else result.median
+            found = self.ratio(result)
+            if found and found.median < best.get(result.peer, (math.inf,))[0]:
+                best[result.peer] = found.median, result
+        return {peer: result for peer, (_, result) in best.items()}
 
 
 class Console:
@@ -236,6 +233,7 @@ def document(
     peaks: Mapping[str, Peaks],
     command: str,
     settings: dict[str, Any],
+    load_before: float,
 ) -> dict[str, Any]:
     """All that was measured, on what and with which versions, for a JSON file.
 
@@ -244,17 +242,23 @@ def document(
       peaks: of the device, by the name of the dtype.
       command: the command line.
       settings: its options, with the defaults that were chosen.
+      load_before: see `load`, before anything ran.
     """
     return {
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": {**machine(), "load_before": load_before},
         "versions": versions(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "settings": settings,
         "peaks": {dtype: found._asdict() for dtype, found in peaks.items()},
         "measurements": [_measurement(m) for m in measurements],
     }
+
+
+def load() -> float:
+    """Processes that ran or waited for a core, the mean of the last minute; 0 if unknown."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def machine() -> dict[str, Any]:
