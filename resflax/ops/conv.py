@@ -13,6 +13,7 @@ What XLA's CPU backend does with the plain form, and the remedies here:
 - A 1x1 convolution is slower than the matrix product that it is.
 
 The lowering 'blocks' is for the first three, also where there is but one group; 'dot' for the last.
+Both are compositions of XLA's operations. 'native' calls kernels that are compiled from C++.
 """
 
 import functools
@@ -23,9 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resflax.ops import phases
+from resflax.ops import native, phases
 
-Lowering = Literal["lax", "blocks", "dot"]
+Lowering = Literal["lax", "blocks", "dot", "native"]
 Padding = Sequence[tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -49,15 +50,17 @@ def conv2d(
       padding: zeros before and after, for the height and for the width.
       groups: the cardinality: output channels of group i see the input channels of group i only.
       lowering: 'lax' (XLA's own), 'blocks' (a few dense convolutions, with gradients in the form
-        that is fast everywhere), 'dot' (one matrix product, for 1x1 kernels), or None: the fastest
-        known for the platform and the shapes.
+        that is fast everywhere), 'dot' (one matrix product, for 1x1 kernels), 'native' (compiled
+        kernels for narrow groups on a CPU, float32 only: see `native`), or None: the fastest known
+        for the platform and the shapes, where it is available.
 
     Returns:
       [N, H', W', C_out], the same values for every lowering up to rounding.
 
     Raises:
       ValueError: if `groups` does not divide the channels, or the kernel does not fit them, or
-        'dot' is asked for what is not a plain 1x1 convolution.
+        'dot' is asked for what is not a plain 1x1 convolution, or 'native' for what it does not
+        know.
     """
     c_in, c_out = x.shape[-1], kernel.shape[-1]
     if c_in % groups or c_out % groups or kernel.shape[2] != c_in // groups:
@@ -67,15 +70,28 @@ def conv2d(
         )
     pointwise = kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding))
     if lowering is None:
-        lowering = _choose_lowering(jax.default_backend(), pointwise=pointwise)
+        lowering = _choose_lowering(
+            jax.default_backend(),
+            pointwise=pointwise,
+            fits_native=x.dtype == jnp.float32
+            and native.supports(x.shape, kernel.shape, stride=stride, groups=groups),
+        )
     if lowering == "dot":
         if not pointwise:
             raise ValueError("The lowering 'dot' is for 1x1 kernels without padding or groups.")
         return _dot(x, kernel, stride)
+    padding = tuple((before, after) for before, after in padding)
+    if lowering == "native":
+        if not native.supports(x.shape, kernel.shape, stride=stride, groups=groups):
+            raise ValueError(
+                f"The lowering 'native' is not for kernels {kernel.shape} of {groups} groups with "
+                f"stride {stride} on images {x.shape}."
+            )
+        return native.convolve(x, kernel, stride, padding, groups)
     if lowering == "blocks":
         blocks = num_blocks(c_in, groups)
         kernels = [dense_kernel(k, groups // blocks) for k in jnp.split(kernel, blocks, axis=-1)]
-        return _blocks(x, jnp.stack(kernels), stride, tuple(map(tuple, padding)))
+        return _blocks(x, jnp.stack(kernels), stride, padding)
     return _lax(x, kernel, stride, padding, groups)
 
 
@@ -115,11 +131,15 @@ def conv2d_by_paths(
     return functools.reduce(jnp.add, outputs) if add else jnp.concatenate(outputs, axis=-1)
 
 
-def _choose_lowering(platform: str, *, pointwise: bool) -> Lowering:
+def _choose_lowering(platform: str, *, pointwise: bool, fits_native: bool) -> Lowering:
     """The one place where platform and shapes decide; see the module's docstring for the reason."""
     if platform != "cpu":
         return "lax"
-    return "dot" if pointwise else "blocks"
+    if pointwise:
+        return "dot"
+    # Automatic sharding would gather the images for what it cannot see into.
+    whole = jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return "native" if fits_native and whole and native.available() else "blocks"
 
 
 def _lax(

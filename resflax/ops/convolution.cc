@@ -1,0 +1,509 @@
+// Direct convolutions of NHWC images on a CPU, for narrow groups, as custom calls of XLA.
+//
+// The channels of a group, or 16 channels of several narrow groups, are a slab. The slab of one
+// image is copied between zeros into memory that stays in the cache; sums are kept in vector
+// registers: a few pixels by one or two vectors of 16 output channels, over all taps of the kernel.
+// Where groups are narrower than a vector, a vector of pixels is shuffled so that each of its lanes
+// meets the input channels of its own group: no product with a zero is ever computed.
+//
+// Vectors are those of GCC and Clang, of 16 floats: one AVX-512 register, two of AVX, four of NEON.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+constexpr int kLanes = 16;
+typedef float Vector __attribute__((vector_size(64), aligned(4)));
+typedef int Lanes __attribute__((vector_size(64)));
+
+inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+// What a call is about. A slab has `in` input and `out` output channels; `narrow` is the width of
+// its groups where there are several in it, else 0.
+struct Shape {
+  int64_t images, height, width, channels;   // of the input
+  int64_t out_height, out_width, out_channels;
+  int64_t k_h, k_w, stride, top, left, groups;
+  int64_t slabs, in, out, narrow;
+};
+
+bool Describe(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y,
+              ffi::AnyBuffer::Dimensions kernel, int64_t groups, int64_t stride, int64_t top,
+              int64_t left, Shape* s) {
+  if (x.size() != 4 || y.size() != 4 || kernel.size() != 4) return false;
+  *s = Shape{x[0], x[1], x[2], x[3], y[1], y[2], y[3], kernel[0], kernel[1],
+             stride, top, left, groups};
+  if (stride > 2) return false;
+  int64_t in = s->channels / groups, out = s->out_channels / groups;
+  auto known = [](int64_t n) { return n == 16 || n == 32 || n == 64 || n == 128; };
+  if (known(in) && known(out)) {
+    s->slabs = groups, s->in = in, s->out = out, s->narrow = 0;
+    return true;
+  }
+  if (in == out && kLanes % in == 0 && s->channels % kLanes == 0) {
+    s->slabs = s->channels / kLanes, s->in = s->out = kLanes, s->narrow = in;
+    return true;
+  }
+  return false;
+}
+
+// Memory of a thread, kept from call to call.
+float* Scratch(int which, size_t floats) {
+  struct Buffer {
+    float* data = nullptr;
+    size_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  thread_local Buffer buffers[3];
+  Buffer& buffer = buffers[which];
+  if (buffer.size < floats) {
+    std::free(buffer.data);
+    buffer.size = (floats + 1023) / 1024 * 1024;
+    buffer.data = static_cast<float*>(std::aligned_alloc(64, buffer.size * sizeof(float)));
+  }
+  return buffer.data;
+}
+
+// Runs task(i) for i < n. The calling thread works too, so that a busy pool delays nothing.
+template <typename Task>
+void Parallel(const ffi::ThreadPool& pool, int64_t n, const Task& task) {
+  struct State {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto state = std::make_shared<State>();
+  auto work = [state, n, &task] {
+    // A worker that comes too late finds nothing, and does not touch `task`, which may be gone.
+    for (int64_t i; (i = state->next.fetch_add(1)) < n;) {
+      task(i);
+      state->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  int64_t helpers = std::min<int64_t>(pool.num_threads(), n) - 1;
+  ffi::ThreadPool mutable_pool = pool;
+  for (int64_t i = 0; i < helpers; ++i) mutable_pool.Schedule([work] { work(); });
+  work();
+  while (state->done.load(std::memory_order_acquire) < n) std::this_thread::yield();
+}
+
+// Copies `channels` channels of an image into the middle of zeros.
+void Pad(const float* image, int64_t height, int64_t width, int64_t pixel, int64_t channels,
+         int64_t top, int64_t left, int64_t rows, int64_t columns, float* padded) {
+  int64_t kept_w = std::min(width, columns - left);
+  for (int64_t i = 0; i < rows; ++i) {
+    float* row = padded + i * columns * channels;
+    int64_t from = i - top;
+    if (from < 0 || from >= height) {
+      std::memset(row, 0, columns * channels * sizeof(float));
+      continue;
+    }
+    std::memset(row, 0, left * channels * sizeof(float));
+    const float* source = image + from * width * pixel;
+    float* target = row + left * channels;
+    if (pixel == channels) {
+      std::memcpy(target, source, kept_w * channels * sizeof(float));
+    } else {
+      for (int64_t j = 0; j < kept_w; ++j)
+        for (int64_t c = 0; c < channels; c += kLanes)
+          Store(target + j * channels + c, Load(source + j * pixel + c));
+    }
+    std::memset(target + kept_w * channels, 0,
+                (columns - left - kept_w) * channels * sizeof(float));
+  }
+}
+
+// Lane l gets the channel `c` of its group of `width` channels.
+template <int width, int c>
+inline Vector Spread(Vector x) {
+  constexpr auto lane = [](int l) { return l / width * width + c; };
+  return __builtin_shufflevector(x, x, lane(0), lane(1), lane(2), lane(3), lane(4), lane(5),
+                                 lane(6), lane(7), lane(8), lane(9), lane(10), lane(11), lane(12),
+                                 lane(13), lane(14), lane(15));
+}
+
+template <int width, int c = 0>
+inline void MultiplyNarrow(Vector x, const Vector* w, Vector& sum) {
+  sum += Spread<width, c>(x) * w[c];
+  if constexpr (c + 1 < width) MultiplyNarrow<width, c + 1>(x, w, sum);
+}
+
+template <int width, int c = 0>
+inline void AccumulateNarrow(Vector x, Vector dy, Vector* sums) {
+  sums[c] += Spread<width, c>(x) * dy;
+  if constexpr (c + 1 < width) AccumulateNarrow<width, c + 1>(x, dy, sums);
+}
+
+// Where each tap of a kernel reads, relative to the first pixel.
+using Taps = std::vector<int64_t>;
+
+// P pixels of a row, `step` of the input apart, by V vectors of output channels.
+// weights: [tap][in][V * 16]; y: `pixel` floats apart.
+template <int P, int V, int in, int step>
+void Wide(const float* x, const Taps& taps, const float* weights, float* y, int64_t pixel) {
+  Vector sums[P][V] = {};
+  for (int64_t offset : taps) {
+    const float* from = x + offset;
+#pragma GCC unroll 2
+    for (int c = 0; c < in; ++c, weights += V * kLanes) {
+      Vector w[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) w[v] = Load(weights + v * kLanes);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sums[p][v] += from[p * step * in + c] * w[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) Store(y + p * pixel + v * kLanes, sums[p][v]);
+}
+
+// P pixels by one vector of groups of `width` channels. weights: [tap][width][16].
+template <int P, int width, int step>
+void Narrow(const float* x, const Taps& taps, const float* weights, float* y, int64_t pixel) {
+  Vector sums[P] = {};
+  for (int64_t offset : taps) {
+    Vector w[width];
+#pragma GCC unroll 16
+    for (int c = 0; c < width; ++c) w[c] = Load(weights + c * kLanes);
+    weights += width * kLanes;
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+      MultiplyNarrow<width>(Load(x + offset + p * step * kLanes), w, sums[p]);
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) Store(y + p * pixel, sums[p]);
+}
+
+using Kernel = void (*)(const float*, const Taps&, const float*, float*, int64_t);
+
+template <int P, int step>
+Kernel WideOf(int64_t in, bool two) {
+  switch (in) {
+    case 16: return two ? Wide<P, 2, 16, step> : Wide<P, 1, 16, step>;
+    case 32: return two ? Wide<P, 2, 32, step> : Wide<P, 1, 32, step>;
+    case 64: return two ? Wide<P, 2, 64, step> : Wide<P, 1, 64, step>;
+    case 128: return two ? Wide<P, 2, 128, step> : Wide<P, 1, 128, step>;
+    default: return nullptr;
+  }
+}
+
+template <int P, int step>
+Kernel NarrowOf(int64_t width) {
+  switch (width) {
+    case 1: return Narrow<P, 1, step>;
+    case 2: return Narrow<P, 2, step>;
+    case 4: return Narrow<P, 4, step>;
+    case 8: return Narrow<P, 8, step>;
+    default: return nullptr;
+  }
+}
+
+template <int P>
+Kernel KernelOf(int64_t in, int64_t narrow, bool two, int64_t step) {
+  if (step == 1) return narrow ? NarrowOf<P, 1>(narrow) : WideOf<P, 1>(in, two);
+  if (step == 2) return narrow ? NarrowOf<P, 2>(narrow) : WideOf<P, 2>(in, two);
+  return nullptr;
+}
+
+// The kernel for rows of n pixels: with the fewest sums that are computed twice, then the most
+// pixels at a time.
+Kernel Choose(int64_t n, int64_t in, int64_t narrow, bool two, int64_t step, int64_t* pixels) {
+  int64_t best = -1;
+  for (int64_t p : {14, 8, 7, 4, 2, 1}) {
+    if (p > n) continue;
+    int64_t work = (n + p - 1) / p * p;
+    // A few pixels leave the multipliers waiting for the sums.
+    if (p < 7) work = work * 3 / 2;
+    if (best < 0 || work < best) best = work, *pixels = p;
+  }
+  switch (*pixels) {
+    case 14: return KernelOf<14>(in, narrow, two, step);
+    case 8: return KernelOf<8>(in, narrow, two, step);
+    case 7: return KernelOf<7>(in, narrow, two, step);
+    case 4: return KernelOf<4>(in, narrow, two, step);
+    case 2: return KernelOf<2>(in, narrow, two, step);
+    default: return KernelOf<1>(in, narrow, two, step);
+  }
+}
+
+// rows x columns output pixels of a slab, out of its padded images.
+// weights: [out / (V * 16)][tap][in or narrow][V * 16]; y: pixels and rows so many floats apart.
+void Compute(const float* padded, int64_t padded_width, int64_t in, int64_t out, int64_t narrow,
+             int64_t step, const Taps& taps, const float* weights, int64_t rows, int64_t columns,
+             float* y, int64_t row, int64_t pixel) {
+  int64_t pixels = 1;
+  bool two = !narrow && out % (2 * kLanes) == 0;
+  Kernel kernel = Choose(columns, in, narrow, two, step, &pixels);
+  int64_t block = two ? 2 * kLanes : kLanes;
+  int64_t weights_of_block = taps.size() * (narrow ? narrow : in) * block;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t o = 0; o < out; o += block)
+      for (int64_t j = 0; j < columns; j += pixels) {
+        // The last pixels again with some before them, rather than a kernel for every remainder.
+        int64_t first = std::min(j, columns - pixels);
+        kernel(padded + (i * step * padded_width + first * step) * in, taps,
+               weights + o / block * weights_of_block, y + i * row + first * pixel + o, pixel);
+      }
+}
+
+ffi::Error Unsupported() {
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument,
+                    "a convolution that the native lowering does not know");
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
+                   ffi::ResultBuffer<ffi::F32> y, int64_t groups, int64_t stride, int64_t top,
+                   int64_t left) {
+  Shape s;
+  if (!Describe(x.dimensions(), y->dimensions(), kernel.dimensions(), groups, stride, top, left,
+                &s))
+    return Unsupported();
+  const float* images = x.typed_data();
+  const float* w = kernel.typed_data();
+  float* result = y->typed_data();
+  int64_t rows = (s.out_height - 1) * stride + s.k_h, columns = (s.out_width - 1) * stride + s.k_w;
+  int64_t terms = s.narrow ? s.narrow : s.in, taps_n = s.k_h * s.k_w;
+  int64_t block = !s.narrow && s.out % (2 * kLanes) == 0 ? 2 * kLanes : kLanes;
+  Taps taps;
+  for (int64_t a = 0; a < s.k_h; ++a)
+    for (int64_t b = 0; b < s.k_w; ++b) taps.push_back((a * columns + b) * s.in);
+  // Packed once, for all images: [slab][block][tap][term][block].
+  std::vector<float> packed(s.slabs * s.out * taps_n * terms);
+  float* to = packed.data();
+  for (int64_t slab = 0; slab < s.slabs; ++slab)
+    for (int64_t o = 0; o < s.out; o += block)
+      for (int64_t row = 0; row < taps_n * terms; ++row, to += block)
+        std::memcpy(to, w + row * s.out_channels + slab * s.out + o, block * sizeof(float));
+  Parallel(pool, s.images * s.slabs, [&](int64_t i) {
+    int64_t image = i / s.slabs, slab = i % s.slabs;
+    float* padded = Scratch(0, rows * columns * s.in);
+    Pad(images + image * s.height * s.width * s.channels + slab * s.in, s.height, s.width,
+        s.channels, s.in, top, left, rows, columns, padded);
+    Compute(padded, columns, s.in, s.out, s.narrow, stride, taps,
+            packed.data() + slab * s.out * taps_n * terms, s.out_height, s.out_width,
+            result + image * s.out_height * s.out_width * s.out_channels + slab * s.out,
+            s.out_width * s.out_channels, s.out_channels);
+  });
+  return ffi::Error::Success();
+}
+
+// The pixels of the input that are a stride apart, from (a, b) on: a dense convolution of `dy` with
+// every stride-th tap, since o * stride + k = a + i * stride + top.
+struct Phase {
+  int64_t a, b, rows, columns;
+  Taps taps;
+  std::vector<int64_t> places;  // of the taps in the kernel
+};
+
+std::vector<Phase> Phases(const Shape& s, int64_t padded_width) {
+  std::vector<Phase> phases;
+  for (int64_t a = 0; a < std::min(s.stride, s.height); ++a)
+    for (int64_t b = 0; b < std::min(s.stride, s.width); ++b) {
+      Phase phase{a, b, (s.height - a + s.stride - 1) / s.stride,
+                  (s.width - b + s.stride - 1) / s.stride};
+      for (int64_t k = (a + s.top) % s.stride; k < s.k_h; k += s.stride)
+        for (int64_t l = (b + s.left) % s.stride; l < s.k_w; l += s.stride) {
+          int64_t row = s.k_h - 1 + (a + s.top - k) / s.stride;
+          int64_t column = s.k_w - 1 + (b + s.left - l) / s.stride;
+          phase.taps.push_back((row * padded_width + column) * s.out);
+          phase.places.push_back(k * s.k_w + l);
+        }
+      phases.push_back(std::move(phase));
+    }
+  return phases;
+}
+
+ffi::Error ImageGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dy,
+                         ffi::Buffer<ffi::F32> kernel, ffi::ResultBuffer<ffi::F32> dx,
+                         int64_t groups, int64_t stride, int64_t top, int64_t left) {
+  Shape s;
+  if (!Describe(dx->dimensions(), dy.dimensions(), kernel.dimensions(), groups, stride, top, left,
+                &s))
+    return Unsupported();
+  const float* gradients = dy.typed_data();
+  const float* w = kernel.typed_data();
+  float* result = dx->typed_data();
+  // Output o of a phase reads gradients from k_h - 1 before o on; none lies beyond the last pixel.
+  int64_t rows = s.k_h - 1 + std::max(s.out_height, (s.height - 1 + top) / stride + 1);
+  int64_t columns = s.k_w - 1 + std::max(s.out_width, (s.width - 1 + left) / stride + 1);
+  int64_t terms = s.narrow ? s.narrow : s.out;
+  int64_t block = !s.narrow && s.in % (2 * kLanes) == 0 ? 2 * kLanes : kLanes;
+  int64_t in_of_group = s.channels / s.groups, out_of_group = s.out_channels / s.groups;
+  std::vector<Phase> phases = Phases(s, columns);
+  // Packed like Forward's, phase by phase, with input and output channels exchanged.
+  std::vector<std::vector<float>> packed;
+  for (const Phase& phase : phases) {
+    std::vector<float> weights(s.slabs * s.in * phase.places.size() * terms);
+    float* to = weights.data();
+    for (int64_t slab = 0; slab < s.slabs; ++slab)
+      for (int64_t o = 0; o < s.in; o += block)
+        for (int64_t place : phase.places)
+          for (int64_t term = 0; term < terms; ++term)
+            for (int64_t lane = 0; lane < block; ++lane) {
+              int64_t channel = slab * s.in + o + lane;  // of the input
+              int64_t group = channel / in_of_group;
+              *to++ = w[(place * in_of_group + channel % in_of_group) * s.out_channels +
+                        group * out_of_group + term];
+            }
+    packed.push_back(std::move(weights));
+  }
+  Parallel(pool, s.images * s.slabs, [&](int64_t i) {
+    int64_t image = i / s.slabs, slab = i % s.slabs;
+    float* padded = Scratch(0, rows * columns * s.out);
+    Pad(gradients + image * s.out_height * s.out_width * s.out_channels + slab * s.out,
+        s.out_height, s.out_width, s.out_channels, s.out, s.k_h - 1, s.k_w - 1, rows, columns,
+        padded);
+    float* target = result + image * s.height * s.width * s.channels + slab * s.in;
+    for (size_t p = 0; p < phases.size(); ++p) {
+      const Phase& phase = phases[p];
+      Compute(padded, columns, s.out, s.in, s.narrow, 1, phase.taps,
+              packed[p].data() + slab * s.in * phase.places.size() * terms, phase.rows,
+              phase.columns, target + (phase.a * s.width + phase.b) * s.channels,
+              stride * s.width * s.channels, stride * s.channels);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// Adds to a tap's gradient, C input channels by V vectors of output channels, over some rows.
+template <int C, int V>
+void Accumulate(const float* x, int64_t x_row, int64_t x_pixel, const float* dy, int64_t dy_pixel,
+                int64_t rows, int64_t columns, float* sums_out, int64_t sums_row) {
+  Vector sums[C][V] = {};
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* from = x + i * x_row;
+    for (int64_t j = 0; j < columns; ++j, from += x_pixel, dy += dy_pixel) {
+      Vector d[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) d[v] = Load(dy + v * kLanes);
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sums[c][v] += from[c] * d[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      float* to = sums_out + c * sums_row + v * kLanes;
+      Store(to, Load(to) + sums[c][v]);
+    }
+}
+
+template <int width>
+void AccumulateGroups(const float* x, int64_t x_row, int64_t x_pixel, const float* dy,
+                      int64_t rows, int64_t columns, float* sums_out, int64_t sums_row) {
+  Vector sums[width] = {};
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* from = x + i * x_row;
+    for (int64_t j = 0; j < columns; ++j, from += x_pixel, dy += kLanes)
+      AccumulateNarrow<width>(Load(from), Load(dy), sums);
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < width; ++c) {
+    float* to = sums_out + c * sums_row;
+    Store(to, Load(to) + sums[c]);
+  }
+}
+
+// Adds the gradient of all taps over some rows of one image. sums: [tap][in or narrow][row].
+void AccumulateTaps(const Shape& s, const float* x, int64_t padded_width, const float* dy,
+                    int64_t rows, float* sums, int64_t sums_row) {
+  int64_t x_row = s.stride * padded_width * s.in, x_pixel = s.stride * s.in;
+  int64_t terms = s.narrow ? s.narrow : s.in;
+  for (int64_t tap = 0; tap < s.k_h * s.k_w; ++tap) {
+    const float* from = x + (tap / s.k_w * padded_width + tap % s.k_w) * s.in;
+    float* to = sums + tap * terms * sums_row;
+    switch (s.narrow) {
+      case 1: AccumulateGroups<1>(from, x_row, x_pixel, dy, rows, s.out_width, to, sums_row); continue;
+      case 2: AccumulateGroups<2>(from, x_row, x_pixel, dy, rows, s.out_width, to, sums_row); continue;
+      case 4: AccumulateGroups<4>(from, x_row, x_pixel, dy, rows, s.out_width, to, sums_row); continue;
+      case 8: AccumulateGroups<8>(from, x_row, x_pixel, dy, rows, s.out_width, to, sums_row); continue;
+    }
+    if (s.out % (2 * kLanes) == 0) {
+      for (int64_t o = 0; o < s.out; o += 2 * kLanes)
+        for (int64_t c = 0; c < s.in; c += 8)
+          Accumulate<8, 2>(from + c, x_row, x_pixel, dy + o, s.out, rows, s.out_width,
+                           to + c * sums_row + o, sums_row);
+    } else {
+      for (int64_t o = 0; o < s.out; o += kLanes)
+        for (int64_t c = 0; c < s.in; c += kLanes)
+          Accumulate<16, 1>(from + c, x_row, x_pixel, dy + o, s.out, rows, s.out_width,
+                            to + c * sums_row + o, sums_row);
+    }
+  }
+}
+
+ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> dy,
+                          ffi::ResultBuffer<ffi::F32> dkernel, int64_t groups, int64_t stride,
+                          int64_t top, int64_t left) {
+  Shape s;
+  if (!Describe(x.dimensions(), dy.dimensions(), dkernel->dimensions(), groups, stride, top, left,
+                &s))
+    return Unsupported();
+  const float* images = x.typed_data();
+  const float* gradients = dy.typed_data();
+  float* result = dkernel->typed_data();
+  int64_t columns = (s.out_width - 1) * stride + s.k_w;
+  int64_t terms = s.narrow ? s.narrow : s.in, size = s.k_h * s.k_w * terms * s.out_channels;
+  // The images are divided so that there is work for several threads; the division, and so the
+  // order of the sums, does not depend on how many there are.
+  int64_t parts = std::min(s.images, (8 + s.slabs - 1) / s.slabs);
+  // As many rows at a time as stay in the cache.
+  int64_t row_bytes = (stride * columns * s.in + s.out_width * s.out) * sizeof(float);
+  int64_t chunk = std::clamp<int64_t>((192 << 10) / row_bytes, 1, s.out_height);
+  std::vector<float> partial(parts * size, 0.0f);
+  Parallel(pool, parts * s.slabs, [&](int64_t i) {
+    int64_t part = i / s.slabs, slab = i % s.slabs;
+    float* padded = Scratch(0, ((chunk - 1) * stride + s.k_h) * columns * s.in);
+    float* rows_of_dy = Scratch(1, chunk * s.out_width * s.out);
+    float* sums = partial.data() + part * size + slab * s.out;
+    for (int64_t n = part * s.images / parts; n < (part + 1) * s.images / parts; ++n)
+      for (int64_t first = 0; first < s.out_height; first += chunk) {
+        int64_t rows = std::min(chunk, s.out_height - first);
+        Pad(images + n * s.height * s.width * s.channels + slab * s.in, s.height, s.width,
+            s.channels, s.in, top - first * stride, left, (rows - 1) * stride + s.k_h, columns,
+            padded);
+        Pad(gradients + (n * s.out_height + first) * s.out_width * s.out_channels + slab * s.out,
+            rows, s.out_width, s.out_channels, s.out, 0, 0, rows, s.out_width, rows_of_dy);
+        AccumulateTaps(s, padded, columns, rows_of_dy, rows, sums, s.out_channels);
+      }
+  });
+  std::copy(partial.begin(), partial.begin() + size, result);
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < size; ++i) result[i] += partial[part * size + i];
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+#define RESFLAX_HANDLER(name)                                          \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(Resflax##name, name,                   \
+                                ffi::Ffi::Bind()                       \
+                                    .Ctx<ffi::ThreadPool>()            \
+                                    .Arg<ffi::Buffer<ffi::F32>>()      \
+                                    .Arg<ffi::Buffer<ffi::F32>>()      \
+                                    .Ret<ffi::Buffer<ffi::F32>>()      \
+                                    .Attr<int64_t>("groups")           \
+                                    .Attr<int64_t>("stride")           \
+                                    .Attr<int64_t>("top")              \
+                                    .Attr<int64_t>("left"))
+
+RESFLAX_HANDLER(Forward);
+RESFLAX_HANDLER(ImageGradient);
+RESFLAX_HANDLER(KernelGradient);
