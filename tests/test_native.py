@@ -1,0 +1,184 @@
+"""Tests of the compiled convolutions against XLA's own, in value and in both gradients."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from resflax.ops import native
+from resflax.ops.conv import conv2d
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"
+)
+
+SAME = ((1, 1), (1, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels(tmp_path_factory):
+    """Compiled anew, outside of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("RESFLAX_NATIVE", raising=False)
+        native.available.cache_clear()
+        assert native.available()
+        yield
+    native.available.cache_clear()
+
+
+def _normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def _value_and_grads(lowering, x, kernel, **settings):
+    y, pull = jax.vjp(lambda *xs: conv2d(*xs, lowering=lowering, **settings), x, kernel)
+    return y, *pull(_normal(2, *y.shape))
+
+
+def _check(images, kernel, **settings):
+    operands = _normal(0, *images), _normal(1, *kernel)
+    actual = _value_and_grads("native", *operands, **settings)
+    expected = _value_and_grads("lax", *operands, **settings)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "groups"),
+    [
+        (16, 16, 1),
+        (16, 32, 1),
+        (32, 16, 1),
+        (128, 64, 2),
+        (32, 32, 32),  # of one channel each
+        (32, 32, 16),
+        (64, 64, 16),
+        (48, 48, 6),  # three vectors, of two groups each
+        (64, 64, 4),
+        (1024, 1024, 64),
+    ],
+)
+def test_every_width_of_groups(channels, outputs, groups, stride):
+    kernel = (3, 3, channels // groups, outputs)
+    _check((3, 7, 9, channels), kernel, stride=stride, padding=SAME, groups=groups)
+
+
+# Widths of 1 to 30 are computed by all the numbers of pixels at a time, and their remainders.
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 8, 13, 14, 15, 30])
+@pytest.mark.parametrize(("channels", "groups"), [(16, 1), (16, 4)])
+def test_every_size_of_images(channels, groups, size):
+    kernel = (3, 3, channels // groups, channels)
+    for stride in (1, 2):
+        settings = {"stride": stride, "padding": SAME, "groups": groups}
+        _check((2, size + 1, size, channels), kernel, **settings)
+
+
+@pytest.mark.parametrize(
+    ("window", "padding"),
+    [
+        ((1, 1), ((0, 0), (0, 0))),
+        ((2, 3), ((0, 1), (1, 1))),
+        ((5, 1), ((2, 2), (0, 0))),
+        ((3, 3), ((0, 2), (2, 0))),
+        ((7, 7), ((3, 3), (3, 3))),
+        ((3, 3), ((0, 0), (0, 0))),
+        ((1, 1), ((1, 1), (1, 1))),
+    ],
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_window_and_padding(window, padding, stride):
+    for channels, groups in ((32, 1), (32, 8)):
+        kernel = (*window, channels // groups, channels)
+        _check((2, 9, 8, channels), kernel, stride=stride, padding=padding, groups=groups)
+
+
+def test_images_of_many_rows_are_summed_in_parts():
+    _check((2, 150, 40, 128), (3, 3, 128, 32), padding=SAME)
+
+
+def test_the_result_does_not_depend_on_the_run():
+    operands = _normal(0, 9, 14, 14, 32), _normal(1, 3, 3, 4, 32)
+    first = _value_and_grads("native", *operands, padding=SAME, groups=8)
+    for _ in range(5):
+        again = _value_and_grads("native", *operands, padding=SAME, groups=8)
+        for a, b in zip(first, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_in_loops_under_vmap_and_in_bfloat16():
+    x, kernel = _normal(0, 2, 6, 6, 16), _normal(1, 3, 3, 4, 16)
+
+    def loss(lowering, kernel, x=x):
+        def body(x, _):
+            return conv2d(x, kernel, padding=SAME, groups=4, lowering=lowering), None
+
+        return jnp.sum(jax.lax.scan(body, x, None, length=3)[0] ** 2)
+
+    expected = jax.grad(loss, argnums=1)("lax", kernel)
+    actual = jax.jit(jax.grad(loss, argnums=1), static_argnums=0)("native", kernel)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    each = jax.vmap(lambda k: conv2d(x, k, padding=SAME, groups=4, lowering="native"))
+    np.testing.assert_array_equal(
+        each(jnp.stack([kernel, 2 * kernel]))[1],
+        conv2d(x, 2 * kernel, padding=SAME, groups=4, lowering="native"),
+    )
+    halves = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    assert conv2d(*halves, padding=SAME, groups=4).dtype == jnp.bfloat16
+
+
+def test_what_it_does_not_know_is_refused():
+    for channels, groups, stride in ((24, 1, 1), (16, 1, 3), (12, 3, 1)):
+        x, kernel = jnp.zeros((1, 5, 5, channels)), jnp.zeros((3, 3, channels // groups, channels))
+        with pytest.raises(ValueError, match="'native' is not for kernels"):
+            conv2d(x, kernel, stride=stride, groups=groups, lowering="native")
+
+
+def test_devices_that_hold_parts_of_the_batch_compute_them_alone():
+    x, kernel = _normal(0, 16, 6, 6, 32), _normal(1, 3, 3, 4, 32)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    local = jax.shard_map(
+        lambda x, kernel: conv2d(x, kernel, padding=SAME, groups=8),
+        mesh=mesh,
+        in_specs=(P("data"), P()),
+        out_specs=P("data"),
+        check_vma=False,
+    )
+    text = jax.jit(local).lower(x, kernel).compile().as_text()
+    assert "resflax_convolution_Forward" in text
+    assert "all-gather" not in text
+    expected = conv2d(x, kernel, padding=SAME, groups=8, lowering="lax")
+    np.testing.assert_allclose(local(x, kernel), expected, atol=1e-5 * np.abs(expected).max())
+    # Under automatic sharding XLA would gather the batch for a call that it cannot see into.
+    automatic = jax.jit(lambda x, kernel: conv2d(x, kernel, padding=SAME, groups=8))
+    assert "resflax_convolution" not in automatic.lower(x, kernel).compile().as_text()
+
+
+CHOICE = """
+import jax, jax.numpy as jnp
+from resflax.ops.conv import conv2d
+f = jax.jit(lambda x, k: conv2d(x, k, groups=4))
+print("custom" if "resflax_convolution" in f.lower(jnp.ones((1, 5, 5, 16)),
+      jnp.ones((3, 3, 4, 16))).as_text() else "plain")
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "choice"),
+    [({}, "custom"), ({"RESFLAX_NATIVE": "0"}, "plain"), ({"PATH": "", "CXX": ""}, "plain")],
+    ids=["compiler", "switched off", "no compiler"],
+)
+def test_the_choice_of_one_device(tmp_path, change, choice):
+    environment = {**os.environ, "XLA_FLAGS": "", "XDG_CACHE_HOME": str(tmp_path), **change}
+    result = subprocess.run(
+        [sys.executable, "-c", CHOICE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == choice
