@@ -103,8 +103,8 @@ def test_a_contender_that_fails_does_not_stop_the_others():
 
 
 def test_ratio_is_of_the_rounds_not_of_the_medians():
-    ours_, theirs = Result("a", "", [1.0, 2.0, 4.0]), Result("b", "", [2.0, 6.0, 4.0])
-    assert rounds.ratio(ours_, theirs) == (2.0, 1.5, 2.5)
+    ours_, theirs = Result("a", "", [1.0, 2.0, 4.0]), Result("b", "", [4.0, 2.0, 12.0])
+    assert rounds.ratio(ours_, theirs) == (3.0, 2.0, 3.5)
 
 
 def test_ratio_of_a_single_measurement_has_no_spread():
