@@ -226,6 +226,41 @@ def test_batches_of_a_cpu_are_compared_with_what_is_available(monkeypatch):
     assert said[1].endswith(", does not fit")
 
 
+def test_batches_of_an_accelerator_are_tried(monkeypatch):
+    class Limited:
+        def __init__(self, case):
+            if case.batch > 20:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+        def run(self, steps):
+            pass
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(ours, "Contender", Limited)
+    said = []
+    assert capacity.largest_batch(small(batch=8), said.append) == 20
+    assert said[:3] == ["batch 8: runs", "batch 16: runs", "batch 32: does not fit"]
+
+
+def test_other_errors_of_an_accelerator_are_raised(monkeypatch):
+    def broken(case):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a kernel failed")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(ours, "Contender", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        capacity.largest_batch(small(), lambda text: None)
+
+
+@pytest.mark.parametrize(("after", "expected"), [(900, 800), (500, None)])
+def test_peak_of_a_device_is_ours_only_if_it_is_the_highest(monkeypatch, after, expected):
+    stats = iter([(100, 500), (100, after)])
+    monkeypatch.setattr(ours, "_memory_stats", lambda: next(stats))
+    contender = ours.Contender(small("inference", name="cifar_resnet20"))
+    contender.run(1)
+    assert contender.costs().memory.get(ours.PEAK) == expected
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="needs Linux")
 def test_available_memory():
     assert 2**20 < capacity.available_bytes() < 2**50
