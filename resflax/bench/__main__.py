@@ -78,7 +78,7 @@ def _parser() -> Parser:
     add(
         "--model", action="append", required=True, metavar="NAME", help="a network; repeat for more"
     )
-    add("--set", action="append", default=[], metavar="ARG=VALUE", help="an argument of it, as 'A'")
+    add("--set", action="append", default=[], metavar="ARG=VALUE", help="of them all: shortcut=A")
     add("--size", type=int, metavar="PIXELS", help="side of the images; default: as published on")
     add("--batch", type=int, metavar="N", help="images in a step; default: 16 on a CPU, else 256")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
