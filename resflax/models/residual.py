@@ -294,10 +294,12 @@ class ResidualBlock(nn.Module):
         filters = self.branch[-1].filters
         reshapes = stride != 1 or filters != x.shape[-1]
 
-        y = x if self.activated else self._apply(self.unit.before, "norm1", x)
+        y: Activations = x
+        if not self.activated:
+            y = self._apply(self.unit.before, "norm1", x)
         # A unit that changes the shape has no identity to keep clean: its shortcut takes the
         # pre-activated input, and costs no second norm (1603.05027, appendix).
-        source = y if reshapes and self.shortcut != "subsample" else x
+        source = norm_ops.value(y) if reshapes and self.shortcut != "subsample" else x
         y = self._gate("pre", y)
         y = self._branch(y)
         y = self._gate("standard", y)
@@ -312,7 +314,7 @@ class ResidualBlock(nn.Module):
         y = self._apply(self.unit.sum, "norm_sum", y)
         return norm_ops.value(self._gate("post", y))
 
-    def _branch(self, y: jax.Array) -> Activations:
+    def _branch(self, y: Activations) -> Activations:
         zeros = nn.initializers.zeros
         for i, spec in enumerate(self.branch, 1):
             ends = i == len(self.branch)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from resflax.models import layers, residual
 from resflax.ops import norm as norm_ops
 from resflax.ops import pool
+from resflax.ops.norm import Activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Layers:
 
     conv: layers.ModuleDef
     norm: layers.ModuleDef
-    act: Callable[[jax.Array], jax.Array]
+    act: Callable[[Activations], jax.Array]
 
 
 # Pixels before and after the image, and what they are.

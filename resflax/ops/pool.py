@@ -62,26 +62,21 @@ _max_by_index = jax.custom_vjp(_max, nondiff_argnums=(1, 2))
 
 def _max_forward(
     x: jax.Array, window: int, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, tuple[int, int]]]:
+) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
     sizes = [(n - window) // stride + 1 for n in x.shape[1:3]]
-    best, place = None, None
-    for k in range(window**2):
+    reach = [stride * (n - 1) + 1 for n in sizes]
+    best = x[:, : reach[0] : stride, : reach[1] : stride]
+    place = jnp.zeros(best.shape, jnp.uint8)
+    for k in range(1, window**2):
         top, left = divmod(k, window)
-        pixels = x[
-            :,
-            top : top + stride * (sizes[0] - 1) + 1 : stride,
-            left : left + stride * (sizes[1] - 1) + 1 : stride,
-        ]
-        if best is None:
-            best, place = pixels, jnp.zeros(pixels.shape, jnp.uint8)
-        else:
-            place = jnp.where(pixels > best, jnp.uint8(k), place)
-            best = jnp.maximum(best, pixels)
+        pixels = x[:, top : top + reach[0] : stride, left : left + reach[1] : stride]
+        place = jnp.where(pixels > best, jnp.uint8(k), place)
+        best = jnp.maximum(best, pixels)
     return best, (place, x.shape[1:3])
 
 
 def _max_backward(
-    window: int, stride: int, saved: tuple[jax.Array, tuple[int, int]], dy: jax.Array
+    window: int, stride: int, saved: tuple[jax.Array, tuple[int, ...]], dy: jax.Array
 ) -> tuple[jax.Array]:
     place, size = saved
 
