@@ -110,6 +110,7 @@ def base() -> ml_collections.ConfigDict:
     train = config.train = ml_collections.ConfigDict()
     train.batch_size = 128  # images a step, over all devices
     train.epochs = 30.0  # passes over the training images
+    train.steps_per_call = 1  # steps in one dispatch, for small networks; the same results
     train.label_smoothing = 0.0  # probability spread over all classes
     train.aux_weight = 0.3  # of the loss of each auxiliary classifier
     train.trainable = ".*"  # regular expression that begins the paths of parameters to be trained
@@ -189,6 +190,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     _choice(config, "parallel.mode", MODES)
     for field in (
         "train.batch_size",
+        "train.steps_per_call",
         "eval.batch_size",
         "eval.every_epochs",
         "checkpoint.every_epochs",
@@ -227,6 +229,25 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     if list(config.optim.step_epochs) != sorted(config.optim.step_epochs):
         raise ConfigError(f"config.optim.step_epochs {config.optim.step_epochs} must increase.")
     _validate_devices(config, num_devices)
+
+
+def validate_steps(
+    config: ml_collections.ConfigDict, steps_per_epoch: int, total_steps: int
+) -> None:
+    """Raises ConfigError where no dispatch could be as long as the config says.
+
+    Args:
+      config: of a run.
+      steps_per_epoch: of its data.
+      total_steps: of the whole run.
+    """
+    every = min(config.eval.every_epochs, config.checkpoint.every_epochs)
+    most = min(every * steps_per_epoch, total_steps)
+    if config.train.steps_per_call > most:
+        raise ConfigError(
+            f"config.train.steps_per_call {config.train.steps_per_call} is more than the {most} "
+            "steps until an evaluation or a checkpoint."
+        )
 
 
 def _validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:

@@ -51,7 +51,7 @@ def evaluator(
             for batch in pipeline.eval_batches(dataset.test, batch_size)
         ]
         # Added on the host, in double precision, after all batches have been dispatched.
-        fetched = [parallel.fetch(batch) for batch in sums]
+        fetched = [step for batch in sums for step in parallel.fetch(batch)]
         total = {name: sum(batch[name] for batch in fetched) for name in fetched[0]}
         count = total.pop("count")
         return {name: value / count for name, value in total.items()}

@@ -60,22 +60,25 @@ class DataParallel:
             return jax.pmap(lambda _: init(), devices=devices)(np.arange(self.num_devices))
         return jax.jit(init, out_shardings=self.replicated)()
 
-    def step(self, fn: Callable[..., PyTree], *, donate_state: bool) -> Callable[..., PyTree]:
+    def step(
+        self, fn: Callable[..., PyTree], *, donate_state: bool, batch_axis: int = 0
+    ) -> Callable[..., PyTree]:
         """Compiles `fn(state, batch)`, pure, over the devices.
 
         Args:
           fn: gives metrics, or a state and metrics; already averaged over `axis_name`.
           donate_state: whether the state's memory is taken for the result.
+          batch_axis: of the examples, in what `put` gave; 1 where batches are stacked.
         """
         donate = (0,) if donate_state else ()
         if self.mode == "pmap":
             devices = list(self.mesh.devices.flat)
             return jax.pmap(fn, AXIS, devices=devices, donate_argnums=donate)
-        split = NamedSharding(self.mesh, P(AXIS))
+        split = self._split(batch_axis)
         if self.mode == "shard_map":
             # check_vma off: the step averages gradients itself, as it must under pmap.
             fn = jax.shard_map(
-                fn, mesh=self.mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False
+                fn, mesh=self.mesh, in_specs=(P(), split.spec), out_specs=P(), check_vma=False
             )
         return jax.jit(
             fn,
@@ -84,14 +87,19 @@ class DataParallel:
             donate_argnums=donate,
         )
 
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Lays this process's share of a batch, [N, ...] arrays, over its devices."""
+    def put(self, batch: dict[str, np.ndarray], batch_axis: int = 0) -> dict[str, jax.Array]:
+        """Lays this process's share of a batch over its devices, in one transfer.
+
+        Args:
+          batch: arrays [N, ...], or with `batch_axis` 1 a stack of them, [steps, N, ...].
+          batch_axis: of the examples.
+        """
         if self.mode == "pmap":
+            # The devices lead, here too: [devices, N / devices, ...] or [devices, steps, ...].
             local = self.num_devices // jax.process_count()
-            batch = {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
-        put = functools.partial(
-            jax.make_array_from_process_local_data, NamedSharding(self.mesh, P(AXIS))
-        )
+            batch = {k: _devices_first(v, local, batch_axis) for k, v in batch.items()}
+            batch_axis = 0
+        put = functools.partial(jax.make_array_from_process_local_data, self._split(batch_axis))
         return jax.tree.map(put, batch)
 
     def single(self, state: PyTree) -> PyTree:
@@ -111,7 +119,25 @@ class DataParallel:
         """The sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, P())
 
-    def fetch(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
-        """Waits for a step's metrics and brings them to the host."""
-        first = (lambda x: x[0]) if self.mode == "pmap" else (lambda x: x)
-        return {k: float(first(v)) for k, v in jax.device_get(metrics).items()}
+    def fetch(self, metrics: dict[str, jax.Array]) -> list[dict[str, float]]:
+        """Waits for the metrics of a step, or of several, and brings them to the host.
+
+        Args:
+          metrics: of a step, [], or of several in one call, [steps].
+
+        Returns:
+          Those of each step.
+        """
+        host = {k: np.atleast_1d(v) for k, v in self.single(jax.device_get(metrics)).items()}
+        return [
+            dict(zip(host, map(float, values), strict=True))
+            for values in zip(*host.values(), strict=True)
+        ]
+
+    def _split(self, axis: int) -> NamedSharding:
+        return NamedSharding(self.mesh, P(*[None] * axis, AXIS))
+
+
+def _devices_first(array: np.ndarray, num_devices: int, axis: int) -> np.ndarray:
+    shape = (*array.shape[:axis], num_devices, -1, *array.shape[axis + 1 :])
+    return np.moveaxis(array.reshape(shape), axis, 0)

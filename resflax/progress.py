@@ -51,7 +51,7 @@ class Progress:
         self._sums: dict[str, float] = {}
         self._count = 0
         self._seconds_per_step = 0.0
-        self._first = True
+        self._compiled: set[int] = set()
         self.seconds = 0.0
         self._clock = time.monotonic()
 
@@ -59,12 +59,17 @@ class Progress:
         """Epochs done after so many steps."""
         return step / self._steps_per_epoch
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes the metrics of the update that made the run `step` steps long.
+    def steps(self, step: int, metrics: list[dict[str, float]]) -> None:
+        """Takes the metrics of the updates of one call, which made the run `step` steps long.
 
         Raises:
-          NonFiniteError: if its loss or its gradient is not finite.
+          NonFiniteError: if a loss or a gradient is not finite.
         """
+        self._tick(len(metrics))
+        for i, one in enumerate(metrics):
+            self._step(step - len(metrics) + 1 + i, one)
+
+    def _step(self, step: int, metrics: dict[str, float]) -> None:
         # The gradient too: it spoils the parameters one step before the loss shows it, or for good
         # behind a ReLU that turns NaN into zero.
         for name, what in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
@@ -74,7 +79,6 @@ class Progress:
                     "the last checkpoint is of an earlier step, and good. A lower config.optim.lr, "
                     "more config.optim.warmup_epochs or config.optim.clip_norm may help."
                 )
-        self._tick()
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
@@ -101,13 +105,13 @@ class Progress:
         )
         self._clock = time.monotonic()
 
-    def _tick(self) -> None:
+    def _tick(self, count: int) -> None:
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         self.seconds += elapsed
-        if self._first:  # it compiles
-            self._first = False
+        if count not in self._compiled:  # the first call of a length
+            self._compiled.add(count)
         elif not self._seconds_per_step:
-            self._seconds_per_step = elapsed
+            self._seconds_per_step = elapsed / count
         else:
-            self._seconds_per_step += 0.1 * (elapsed - self._seconds_per_step)
+            self._seconds_per_step += 0.1 * (elapsed / count - self._seconds_per_step)

@@ -87,6 +87,25 @@ def train_step(
     return state, {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
 
 
+def train_steps(
+    state: TrainState,
+    batches: Batch,
+    *,
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Several steps in one program, for networks whose step is as short as its dispatch.
+
+    Args:
+      state: before the steps.
+      batches: a batch for each step, stacked: [steps, N, ...].
+      step: `train_step` with its settings.
+
+    Returns:
+      The state after the steps, and the metrics of each: [steps].
+    """
+    return lax.scan(step, state, batches)
+
+
 def eval_step(
     variables: Any,
     batch: Batch,

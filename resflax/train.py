@@ -4,7 +4,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import jax
@@ -49,6 +49,7 @@ def train_and_evaluate(
         dataset.train, batch_size=config.train.batch_size, seed=config.seed, put=parallel.put
     )
     total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
+    config_lib.validate_steps(config, batches.steps_per_epoch, total_steps)
     is_main = jax.process_index() == 0
     if is_main:
         workdir_lib.open_run(workdir, config)
@@ -61,7 +62,9 @@ def train_and_evaluate(
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
     state = _create_state(config, model, dataset, schedule, parallel)
-    train_step = _train_step(config, dataset, parallel)
+    train_step = {
+        n: _train_step(config, dataset, parallel, n) for n in {1, config.train.steps_per_call}
+    }
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
 
     with contextlib.ExitStack() as stack:
@@ -93,17 +96,20 @@ def train_and_evaluate(
         results = None
         best = checkpointer.best or (0, -1.0)
         metrics: dict[str, jax.Array] | None = None
-        for step in range(first_step + 1, total_steps + 1):
+        step = first_step
+        calls = _calls(config, first_step, total_steps, batches.steps_per_epoch)
+        for count, batch in batches.take(calls):
             last_metrics = metrics
-            state, metrics = train_step(state, next(batches))
-            # The host reads the last step's metrics while the devices work on this one.
+            state, metrics = train_step[count](state, batch)
+            # The host reads the last call's metrics while the devices work on this one.
             if last_metrics is not None:
-                progress.step(step - 1, parallel.fetch(last_metrics))
+                progress.steps(step, parallel.fetch(last_metrics))
+            step += count
             saves = _due(step, config.checkpoint.every_epochs, batches, total_steps)
             if not saves and not _due(step, config.eval.every_epochs, batches, total_steps):
                 continue
             # Before a state is saved, its own loss must have been seen to be finite.
-            progress.step(step, parallel.fetch(metrics))
+            progress.steps(step, parallel.fetch(metrics))
             metrics = None
             results = evaluate(state.eval_variables)
             is_best = results["top1"] > best[1]
@@ -132,6 +138,24 @@ def _due(step: int, every_epochs: int, batches: pipeline.TrainBatches, total_ste
     return step % (every_epochs * batches.steps_per_epoch) == 0 or step == total_steps
 
 
+def _calls(
+    config: ml_collections.ConfigDict, first_step: int, total_steps: int, steps_per_epoch: int
+) -> Iterator[int]:
+    """How many steps each dispatch takes.
+
+    `steps_per_call`; where an evaluation, a checkpoint or the end is nearer than that, one: so
+    there are two programs to compile, whatever the lengths of epochs and runs.
+    """
+    epochs = (config.eval.every_epochs, config.checkpoint.every_epochs)
+    step = first_step
+    while step < total_steps:
+        left = [n * steps_per_epoch - step % (n * steps_per_epoch) for n in epochs]
+        fits = config.train.steps_per_call <= min(*left, total_steps - step)
+        count = config.train.steps_per_call if fits else 1
+        yield count
+        step += count
+
+
 def _create_state(
     config: ml_collections.ConfigDict,
     model: nn.Module,
@@ -156,9 +180,12 @@ def _create_state(
 
 
 def _train_step(
-    config: ml_collections.ConfigDict, dataset: sources.Dataset, parallel: DataParallel
+    config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    parallel: DataParallel,
+    count: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """The training step over the devices; compiled when first called."""
+    """The training step, or a call of `count` steps, over the devices; compiled when called."""
     normalize = augmentation.normalizer(dataset.description.mean, dataset.description.std)
     step = functools.partial(
         steps.train_step,
@@ -168,7 +195,10 @@ def _train_step(
         aux_weight=config.train.aux_weight if config.model.aux_heads else 0.0,
         ema_decay=config.train.ema_decay,
     )
-    return parallel.step(step, donate_state=True)
+    if count == 1:
+        return parallel.step(step, donate_state=True)
+    call = functools.partial(steps.train_steps, step=step)
+    return parallel.step(call, donate_state=True, batch_axis=1)
 
 
 def _introduce(

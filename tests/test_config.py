@@ -67,6 +67,7 @@ def test_json_is_never_executed(tmp_path):
         ("optim.schedule", "linear", "'cosine', 'step'"),
         ("parallel.mode", "pjit", "'shard_map', 'jit', 'pmap'"),
         ("train.batch_size", 0, "at least 1"),
+        ("train.steps_per_call", 0, "at least 1"),
         ("train.epochs", 0.0, "more than 0"),
         ("train.epochs", float("nan"), "more than 0"),
         ("train.epochs", float("inf"), "more than 0"),

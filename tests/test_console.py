@@ -45,7 +45,7 @@ def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
     with console.bar(0, 5):
         follow = progress(console=console)
         for step in (1, 2, 3):
-            follow.step(step, METRICS)
+            follow.steps(step, [METRICS])
         follow.evaluation(3, {"loss": 0.25, "top1": 0.875, "top5": 1.0}, is_best=True)
     lines = capsys.readouterr().out.splitlines()
     # The first step compiles, and says nothing of the speed.
@@ -60,7 +60,7 @@ def test_means_over_the_interval_are_written(tmp_path):
     with MetricWriter(tmp_path, 0) as writer:
         follow = progress(writer)
         for step, loss in enumerate((1.0, 3.0, 5.0, 8.0, 10.0), start=1):
-            follow.step(step, {**METRICS, "loss": loss})
+            follow.steps(step, [{**METRICS, "loss": loss}])
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["train/loss"]) for line in lines] == [(2, 2.0), (4, 6.5), (5, 10.0)]
     assert [line["epoch"] for line in lines] == [1.0, 2.0, 2.5]
@@ -71,7 +71,32 @@ def test_means_over_the_interval_are_written(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stops_the_run_with_its_step(name, value):
     with pytest.raises(NonFiniteError, match=r"of step 3 \(epoch 1.50\) is (nan|inf)"):
-        progress().step(3, {**METRICS, name: value})
+        progress().steps(3, [{**METRICS, name: value}])
+    with pytest.raises(NonFiniteError, match=r"of step 3 \(epoch 1.50\) is (nan|inf)"):
+        progress().steps(5, [METRICS, {**METRICS, name: value}, METRICS, METRICS])
+
+
+def test_steps_of_one_call_are_seen_one_by_one(monkeypatch):
+    lines = {}
+    now = [0.0]
+    monkeypatch.setattr("resflax.progress.time.monotonic", lambda: now[0])
+
+    class Writer:
+        def write(self, step, epoch, means):
+            lines[step] = means
+
+    follow = progress(Writer(), every_steps=1)
+    losses = [{**METRICS, "loss": float(step)} for step in range(1, 6)]
+    for time, first, last in ((10.0, 0, 2), (12.0, 2, 4), (20.0, 4, 5)):
+        now[0] = time
+        follow.steps(last, losses[first:last])
+    assert {step: means["train/loss"] for step, means in lines.items()} == {
+        1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0,
+    }  # fmt: skip
+    assert lines[5]["train/lr"] == pytest.approx(0.4)
+    # The first call compiles; so does the first one of another length.
+    assert "train/seconds_per_step" not in lines[2]
+    assert [lines[step]["train/seconds_per_step"] for step in (3, 4, 5)] == [1.0, 1.0, 1.0]
 
 
 def test_a_torn_line_is_cut_before_the_next_is_written(tmp_path):

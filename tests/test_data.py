@@ -1,4 +1,5 @@
 import collections
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,14 @@ def numbered(n):
 
 def train_batches(n=10, batch_size=4, seed=0):
     return pipeline.TrainBatches(
-        numbered(n), batch_size=batch_size, seed=seed, put=lambda batch: batch
+        numbered(n), batch_size=batch_size, seed=seed, put=lambda batch, axis: batch
     )
 
 
 def labels(batches, count):
-    return [tuple(next(batches)["label"]) for _ in range(count)]
+    # Of endless ones, as many are ahead of those given out as can be.
+    taken = itertools.islice(batches.take(itertools.repeat(1)), count)
+    return [tuple(batch["label"]) for _, batch in taken]
 
 
 def test_an_epoch_is_a_permutation_without_its_remainder():
@@ -51,6 +54,27 @@ def test_a_position_leads_to_the_next_batch(done):
     labels(again, 3)
     again.seek(position)
     assert labels(again, 5) == following
+
+
+def test_the_batches_of_a_call_are_stacked_and_put_at_once():
+    puts = []
+    batches = train_batches()
+    batches._put = lambda batch, axis: puts.append(axis) or batch
+    single = [np.asarray(row) for row in labels(train_batches(), 7)]
+    position = {}
+    calls = []
+    for count, batch in batches.take((3, 1, 2)):
+        calls.append(batch)
+        position[sum(len(np.atleast_2d(call["label"])) for call in calls)] = batches.position
+        assert batch["image"].dtype == np.uint8
+        assert len(batch["image"].shape) == (4 if count == 1 else 5)
+    assert puts == [1, 0, 1]
+    np.testing.assert_array_equal(calls[0]["label"], np.stack(single[:3]))
+    np.testing.assert_array_equal(calls[1]["label"], single[3])
+    np.testing.assert_array_equal(calls[2]["label"], np.stack(single[4:6]))
+    for done, where in position.items():
+        batches.seek(where)
+        assert labels(batches, 1) == [tuple(single[done])]
 
 
 @pytest.mark.parametrize("n", [1, 4, 10, 12])

@@ -1,8 +1,10 @@
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import config as small_config
@@ -14,33 +16,64 @@ from resflax.parallel import DataParallel
 
 
 @dataclasses.dataclass(frozen=True)
-class ThreeSteps:
-    """What three steps of the small run leave, augmentation included."""
+class Run:
+    """The small run before its first step."""
 
-    variables: Any
-    hlo: str
-    donated: bool
+    config: Any
+    parallel: DataParallel
+    dataset: sources.Dataset
+    batches: pipeline.TrainBatches
+    state: Any
+
+    def start(self):
+        """A state that may be donated, and the batches from the first one on."""
+        self.batches.seek({"next_index": 0})
+        return jax.tree.map(lambda x: jax.device_put(jnp.copy(x), x.sharding), self.state)
 
 
 @functools.cache
-def three_steps(mode, num_devices, bn_axis):
+def run(mode, num_devices, bn_axis):
     config = small_config(**{"parallel.mode": mode, "model.bn_axis": bn_axis})
     parallel = DataParallel.over(mode, jax.devices()[:num_devices])
     dataset = sources.load(config.data)
     batches = pipeline.TrainBatches(dataset.train, batch_size=32, seed=0, put=parallel.put)
     model = config_lib.build_model(config, 10, parallel.axis_name)
     # A small rate: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
-    first = state = train._create_state(config, model, dataset, lambda step: 0.01, parallel)
-    train_step = train._train_step(config, dataset, parallel)
-    compiled = train_step.lower(state, next(batches)).compile()
-    batches.seek({"next_index": 0})
-    for _ in range(3):
-        state, metrics = compiled(state, next(batches))
-    assert np.isfinite(parallel.fetch(metrics)["loss"])
-    donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
-    state = parallel.single(state)
+    state = train._create_state(config, model, dataset, lambda step: 0.01, parallel)
+    return Run(config, parallel, dataset, batches, state)
+
+
+def first_batch(run, count):
+    run.batches.seek({"next_index": 0})
+    return next(run.batches.take([count]))[1]
+
+
+@functools.cache
+def compiled(mode, num_devices, bn_axis, count=1):
+    """The training step, augmentation included, or a call of several."""
+    small = run(mode, num_devices, bn_axis)
+    step = train._train_step(small.config, small.dataset, small.parallel, count)
+    return step.lower(small.state, first_batch(small, count)).compile()
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreeSteps:
+    """What three steps of the small run leave."""
+
+    variables: Any
+    metrics: list[dict[str, float]]
+
+
+@functools.cache
+def three_steps(mode, num_devices, bn_axis, calls=(1, 1, 1)):
+    small = run(mode, num_devices, bn_axis)
+    state, metrics = small.start(), []
+    for count, batch in small.batches.take(calls):
+        state, new = compiled(mode, num_devices, bn_axis, count)(state, batch)
+        metrics += small.parallel.fetch(new)
+    state = small.parallel.single(state)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return ThreeSteps(jax.device_get(variables), compiled.as_text(), donated)
+    return ThreeSteps(jax.device_get(variables), metrics)
 
 
 def largest_difference(a, b, collection="params"):
@@ -70,16 +103,44 @@ def test_shard_map_and_pmap_agree_on_batch_norm_per_device():
     assert largest_difference(shard_map, pmap) < 1e-5
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
-def test_the_state_is_donated(mode):
-    assert three_steps(mode, 8, "global").donated
+@pytest.mark.parametrize(
+    ("mode", "devices"), [("jit", 1), ("jit", 8), ("shard_map", 8), ("pmap", 8)]
+)
+def test_steps_in_one_call_are_those_of_three_calls(mode, devices):
+    apart = three_steps(mode, devices, "global")
+    together = three_steps(mode, devices, "global", (2, 1))
+    assert largest_difference(apart, together) == 0
+    assert largest_difference(apart, together, "batch_stats") == 0
+    assert apart.metrics == together.metrics
 
 
 @pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
-def test_batches_are_not_gathered(mode):
-    hlo = three_steps(mode, 8, "global").hlo
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_state_is_donated(mode, count):
+    small, step = run(mode, 8, "global"), compiled(mode, 8, "global", count)
+    state = small.start()
+    step(state, first_batch(small, count))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    aliases = re.search(r"input_output_alias={(.*?) }, entry", step.as_text())[1]
+    assert aliases.count("may-alias") == len(jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_devices_get_bytes_of_their_own_images(mode, count):
+    images = first_batch(run(mode, 8, "global"), count)["image"]
+    assert images.dtype == np.uint8
+    assert images.nbytes == count * 32 * 16 * 16 * 3
+    assert [shard.data.size for shard in images.addressable_shards] == [images.size // 8] * 8
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_are_not_gathered(mode, count):
+    hlo = compiled(mode, 8, "global", count).as_text()
     assert "all-reduce" in hlo
     assert "all-gather" not in hlo
+    assert "all-to-all" not in hlo
 
 
 @pytest.mark.parametrize(

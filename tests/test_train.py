@@ -1,3 +1,4 @@
+import collections
 import json
 import os
 import pathlib
@@ -27,9 +28,9 @@ FLAGS = (
 )
 
 
-def start(workdir):
+def start(workdir, *flags):
     """The small run as a process of its own, on one device."""
-    command = [sys.executable, "-m", "resflax.main", "--config", "tests/small.py", *FLAGS]
+    command = [sys.executable, "-m", "resflax.main", "--config", "tests/small.py", *FLAGS, *flags]
     return subprocess.Popen(
         [*command, "--workdir", str(workdir)],
         cwd=ROOT,
@@ -40,23 +41,32 @@ def start(workdir):
     )
 
 
-def finish(workdir):
-    process = start(workdir)
+def finish(workdir, *flags):
+    process = start(workdir, *flags)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     return output
 
 
-def stop(workdir, signal_number):
+def stop(workdir, signal_number, *flags, step=2):
     """Starts the run, stops it after its first checkpoint, and returns what it wrote to stderr."""
-    process = start(workdir)
+    process = start(workdir, *flags)
     deadline = time.monotonic() + 100
-    while not (workdir / "checkpoints/2").exists() and time.monotonic() < deadline:
+    while not (workdir / f"checkpoints/{step}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal_number)
     _, errors = process.communicate(timeout=60)
     assert not (workdir / "result.json").exists()
     return process.returncode, errors
+
+
+def metrics_of(workdir):
+    """A run's metrics by name and step."""
+    metrics = collections.defaultdict(dict)
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        for name, value in json.loads(line).items():
+            metrics[name][json.loads(line)["step"]] = value
+    return metrics
 
 
 def assert_same_run(a, b):
@@ -124,6 +134,28 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path):
     assert code == -signal.SIGKILL
     assert "resumed after step" in finish(tmp_path / "run")
     assert_same_run(finished[0], tmp_path / "run")
+
+
+def test_several_steps_in_a_call_change_nothing(finished, tmp_path):
+    # An evaluation every 4 steps: calls of 3, and of 1.
+    flags = ("--config.train.steps_per_call=3", "--config.eval.every_epochs=2")
+    flags += ("--config.checkpoint.every_epochs=2",)
+    stop(tmp_path / "run", signal.SIGKILL, *flags, step=4)
+    assert "resumed after step" in finish(tmp_path / "run", *flags)
+    assert_same_run(finished[0], tmp_path / "run")
+    apart, together = metrics_of(finished[0]), metrics_of(tmp_path / "run")
+    assert sorted(together["train/loss"]) == list(range(1, 21))
+    for name in ("train/loss", "train/top1", "train/grad_norm", "train/lr"):
+        assert together[name] == apart[name]
+    assert list(together["eval/top1"]) == [4, 8, 12, 16, 20]
+    assert together["eval/top1"].items() <= apart["eval/top1"].items()
+
+
+def test_a_call_longer_than_the_evaluations_allow_is_refused(tmp_path):
+    config = small_config(**{"train.steps_per_call": 3})
+    with pytest.raises(config_lib.ConfigError, match="3 is more than the 2 steps until"):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):

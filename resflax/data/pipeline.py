@@ -1,7 +1,7 @@
 """The host's pipeline: shuffled batches for training, every image once for evaluation."""
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -14,7 +14,7 @@ Batch = dict[str, np.ndarray]
 
 
 class TrainBatches:
-    """Endless training batches on the devices, two ahead, with a position that can be saved.
+    """Endless training batches on the devices, some ahead, with a position that can be saved.
 
     Every epoch is a new permutation that depends on the seed and the epoch only; the images that
     do not fill its last batch are left out, other ones in each epoch.
@@ -29,7 +29,7 @@ class TrainBatches:
         *,
         batch_size: int,
         seed: int,
-        put: Callable[[Batch], dict[str, jax.Array]],
+        put: Callable[[Batch, int], dict[str, jax.Array]],
         ahead: int = 2,
     ):
         """Sets up the pipeline; nothing is read yet.
@@ -38,8 +38,8 @@ class TrainBatches:
           source: of the examples.
           batch_size: over all processes; each reads its share.
           seed: of the order.
-          put: lays a batch over the devices.
-          ahead: batches on the devices that have not been asked for yet.
+          put: lays a batch over the devices, given the axis of its examples.
+          ahead: calls' batches on the devices that have not been asked for yet.
 
         Raises:
           ValueError: if there are fewer examples than a batch takes.
@@ -62,20 +62,27 @@ class TrainBatches:
         self._iterator = iter(dataset.to_iter_dataset(options))
         self._put = put
         self._ahead = ahead
-        self._queue: collections.deque[tuple[dict[str, jax.Array], dict[str, Any]]] = (
-            collections.deque()
-        )
         self._position = self._iterator.get_state()
 
-    def __next__(self) -> dict[str, jax.Array]:
-        while len(self._queue) <= self._ahead:
-            batch = self._put(next(self._iterator))
-            self._queue.append((batch, self._iterator.get_state()))
-        batch, self._position = self._queue.popleft()
-        return batch
+    def take(self, counts: Iterable[int]) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+        """Goes on from the position, call by call.
 
-    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        return self
+        Args:
+          counts: of the steps in each call.
+
+        Yields:
+          The count and a batch, [N, ...]; where a call has several steps, theirs in one stack
+          [count, N, ...] and one transfer.
+        """
+        self._iterator.set_state(self._position)
+        queue: collections.deque[tuple[int, dict[str, jax.Array], dict[str, Any]]]
+        queue = collections.deque()
+        for count in counts:
+            queue.append((count, self._read(count), self._iterator.get_state()))
+            if len(queue) > self._ahead:
+                yield self._give(queue)
+        while queue:
+            yield self._give(queue)
 
     @property
     def position(self) -> dict[str, Any]:
@@ -83,10 +90,18 @@ class TrainBatches:
         return self._position
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Goes on from a saved position: the next batch is the one that came after it."""
-        self._queue.clear()
-        self._iterator.set_state(position)
+        """Sets a saved position: the next batch is the one that came after it."""
         self._position = position
+
+    def _read(self, count: int) -> dict[str, jax.Array]:
+        if count == 1:
+            return self._put(next(self._iterator), 0)
+        batches = [next(self._iterator) for _ in range(count)]
+        return self._put(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), 1)
+
+    def _give(self, queue: collections.deque) -> tuple[int, dict[str, jax.Array]]:
+        count, batch, self._position = queue.popleft()
+        return count, batch
 
 
 def _share(batch: Batch) -> Batch:
