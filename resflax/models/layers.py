@@ -110,8 +110,11 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
-        """[N, H, W, C] -> the same shape; what is yet to be computed stays so, but for 'avg'."""
-        if self.squeeze == "avg" and isinstance(x, Affine):
+        """[N, H, W, C] -> the same shape.
+
+        With the squeeze 'avg', what a norm left to be computed stays so; else it is computed here.
+        """
+        if self.squeeze == "avg" and isinstance(x, Affine) and x.residual is None:
             return x.gated(self._gates(x.pooled(), x.x.shape[-1]))
         x = norm_ops.value(x)
         gates = self._gates(SQUEEZES[self.squeeze](x), x.shape[-1]).astype(self.dtype)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from resflax.ops import varying
+
 
 class Affine(NamedTuple):
     """scale * x + shift + residual, yet to be computed.
@@ -22,7 +24,7 @@ class Affine(NamedTuple):
       scale: of each channel, or of each channel of each image; float32, [1 or N, C].
       shift: likewise.
       mean: of each channel of each image of `x`, float32 [N, C]; None: not known yet.
-      residual: what is added, of the shape of `x`, or None.
+      residual: what is added, of the shape and dtype of `x`, or None.
     """
 
     x: jax.Array
@@ -32,14 +34,14 @@ class Affine(NamedTuple):
     residual: jax.Array | None = None
 
     def pooled(self) -> jax.Array:
-        """The mean over the positions of scale * x + shift, float32 [N, C]."""
+        """The mean over the positions of scale * x + shift, float32 [N, C]; without a residual."""
         mean = self.mean
         if mean is None:
             mean = jnp.mean(self.x, axis=(1, 2), dtype=jnp.float32)
         return mean * self.scale + self.shift
 
     def gated(self, gates: jax.Array) -> "Affine":
-        """(scale * x + shift) * gates, where gates are [N, C]."""
+        """(scale * x + shift) * gates, where gates are [N, C]; a residual is not multiplied."""
         gates = gates.astype(jnp.float32)
         return self._replace(scale=self.scale * gates, shift=self.shift * gates)
 
@@ -61,13 +63,13 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def value(y: Activations) -> jax.Array:
     """The array that `y` is, or stands for, in the dtype of its images."""
-    return _affine(y.x, y.scale, y.shift, y.residual, False) if isinstance(y, Affine) else y
+    return _computed(y, rectify=False) if isinstance(y, Affine) else y
 
 
 def relu(y: Activations) -> jax.Array:
     """max(y, 0). The backward pass needs no more than `y`'s images and the result."""
     if isinstance(y, Affine):
-        return _affine(y.x, y.scale, y.shift, y.residual, True)
+        return _computed(y, rectify=True)
     return jax.nn.relu(y)
 
 
@@ -94,6 +96,10 @@ def _moments_backward(x: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> t
 
 
 _moments.defvjp(_moments_forward, _moments_backward)
+
+
+def _computed(y: Affine, *, rectify: bool) -> jax.Array:
+    return _affine(*varying.alike(y.x, y.scale, y.shift, y.residual), rectify)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
