@@ -43,60 +43,90 @@ def _assert_close(actual, expected, tolerance):
         np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max())
 
 
+# kernel height and width, stride, padding, groups, channels in and out, height and width
+CASES = [
+    # Every residue of the padded size by the stride, and padding that differs by side.
+    (3, 3, 1, SAME, 1, 6, 10, (7, 8)),
+    (3, 3, 1, VALID, 2, 6, 10, (5, 6)),
+    (3, 3, 1, ((0, 1), (2, 1)), 3, 12, 30, (5, 4)),
+    (3, 3, 2, SAME, 1, 5, 7, (7, 8)),
+    (3, 3, 2, SAME, 32, 64, 64, (8, 7)),
+    (3, 3, 2, VALID, 4, 12, 8, (8, 9)),
+    (3, 3, 2, ((3, 0), (0, 2)), 2, 64, 32, (6, 7)),
+    (3, 3, 3, SAME, 1, 4, 6, (9, 10)),
+    (3, 3, 3, ((2, 0), (0, 1)), 8, 32, 64, (8, 11)),
+    (2, 2, 1, ((0, 1), (1, 0)), 1, 3, 5, (5, 6)),
+    (2, 2, 2, VALID, 4, 8, 12, (7, 6)),
+    (2, 2, 3, VALID, 1, 3, 5, (8, 9)),  # pixels between the windows
+    (5, 5, 1, ((2, 2), (2, 2)), 1, 3, 4, (6, 5)),
+    (5, 5, 2, ((2, 1), (1, 2)), 16, 16, 32, (9, 8)),
+    (7, 7, 2, ((3, 3), (3, 3)), 1, 3, 8, (11, 12)),
+    (7, 7, 3, ((3, 3), (3, 3)), 1, 3, 4, (8, 5)),
+    (1, 1, 1, VALID, 4, 64, 32, (5, 3)),
+    (1, 1, 2, VALID, 2, 6, 4, (7, 8)),  # and where no window lies at all
+    (1, 1, 3, VALID, 1, 5, 9, (7, 8)),
+    (1, 1, 1, SAME, 1, 4, 4, (3, 2)),
+    (1, 7, 1, ((0, 0), (3, 3)), 1, 4, 6, (3, 8)),
+    (3, 1, 2, ((1, 1), (0, 0)), 2, 8, 6, (6, 5)),
+    (3, 3, 1, SAME, 17, 17, 17, (5, 6)),  # no number of blocks but 1
+    (3, 3, 1, SAME, 64, 64, 64, (4, 5)),
+    (3, 3, 1, SAME, 32, 512, 512, (2, 3)),  # as many blocks as there can be
+    (3, 3, 2, SAME, 2, 32, 32, (1, 1)),
+    (4, 4, 4, VALID, 1, 3, 6, (9, 8)),  # one pixel of each phase to a window
+]
+
+
 @pytest.mark.parametrize(
-    ("stride", "padding"), [(1, SAME), (2, SAME), (2, VALID), (1, ((0, 1), (2, 1)))]
+    ("height", "width", "stride", "padding", "groups", "c_in", "c_out", "size"), CASES
 )
-@pytest.mark.parametrize(
-    ("size", "c_in", "c_out", "groups"),
-    [
-        (7, 6, 10, 1),
-        (7, 6, 10, 2),
-        (8, 64, 32, 2),
-        (5, 12, 30, 3),
-        (6, 32, 64, 8),
-        (7, 64, 64, 32),
-        (5, 17, 17, 17),
-        (4, 32, 64, 32),
-    ],
-)
-def test_blocks_agree_with_lax(size, c_in, c_out, groups, stride, padding):
-    operands = _operands(size, 3, c_in, c_out, groups)
+def test_blocks_agree_with_lax(height, width, stride, padding, groups, c_in, c_out, size):
+    x = _normal(0, 2, *size, c_in)
+    kernel = _normal(1, height, width, c_in // groups, c_out)
     settings = {"stride": stride, "padding": padding, "groups": groups}
-    expected = _value_and_grads("lax", *operands, **settings)
-    _assert_close(_value_and_grads("blocks", *operands, **settings), expected, 1e-5)
+    expected = _value_and_grads("lax", x, kernel, **settings)
+    _assert_close(_value_and_grads("blocks", x, kernel, **settings), expected, 1e-5)
 
 
+def _scan(layer, x):
+    return jax.lax.scan(lambda x, _: (layer(x), None), x, None, length=3)[0]
+
+
+def _map(layer, x):
+    return jax.lax.map(lambda row: layer(row[None])[0], x)
+
+
+def _fori(layer, x):
+    return jax.lax.fori_loop(0, 3, lambda _, x: layer(x), x)
+
+
+@pytest.mark.parametrize("loop", [_scan, _map, _fori], ids=["scan", "map", "fori_loop"])
 @pytest.mark.parametrize(
-    ("stride", "padding"),
-    [(1, SAME), (2, SAME), (3, SAME), (2, VALID), (1, ((0, 1), (2, 1))), (2, ((3, 0), (0, 2)))],
+    ("groups", "kernel_size", "stride"), [(1, 3, 1), (32, 3, 1), (4, 5, 1), (1, 3, 2)]
 )
-@pytest.mark.parametrize(
-    ("size", "kernel_size", "groups"), [(7, 3, 1), (8, 3, 1), (9, 5, 1), (6, 2, 1), (7, 3, 4)]
-)
-def test_gradients_written_for_loops_agree_with_lax(size, kernel_size, groups, stride, padding):
-    operands = _operands(size, kernel_size, 8, 12, groups)
-    settings = {"stride": stride, "padding": padding, "groups": groups}
-    expected = _value_and_grads("lax", *operands, **settings)
-    lowering = "lax" if groups == 1 else "blocks"
-    _assert_close(_value_and_grads(lowering, *operands, looped=True, **settings), expected, 1e-5)
+def test_in_a_loop_every_convolution_has_images_first_and_channels_last(
+    groups, kernel_size, stride, loop
+):
+    x, kernel = _operands(8, kernel_size, 64, 64, groups)
+    padding = ((kernel_size // 2,) * 2,) * 2
 
+    def forms(lowering):
+        def layer(kernel, x):
+            y = conv2d(x, kernel, stride=stride, padding=padding, groups=groups, lowering=lowering)
+            # Back to the size: what a loop carries has one.
+            return jnp.repeat(jnp.repeat(y, stride, axis=1), stride, axis=2)
 
-@pytest.mark.parametrize("groups", [1, 32])
-def test_in_a_loop_every_convolution_has_images_first_and_channels_last(groups):
-    x, kernel = _operands(8, 3, 64, 64, groups)
+        def loss(x, kernel):
+            return jnp.sum(loop(functools.partial(layer, kernel), x))
 
-    def grads(looped):
-        def loss(kernel):
-            def body(x, _):
-                return conv2d(x, kernel, padding=SAME, groups=groups, looped=looped), None
+        text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, kernel).as_text()
+        stuffed = re.findall(r"lhs_dilate = \[(?!1, 1\])", text)  # with zeros
+        numbers = r"dim_numbers = \[(.*?)\]x\[(.*?)\]->\[(.*?)\]"
+        return set(re.findall(numbers, text)), len(stuffed)
 
-            return jnp.sum(jax.lax.scan(body, x, None, length=3)[0])
-
-        text = jax.jit(jax.grad(loss)).lower(kernel).as_text()
-        return set(re.findall(r"dim_numbers = \[(.*?)\]x", text))
-
-    assert grads(looped=True) == {"b, 0, 1, f"}
-    assert len(grads(looped=False)) > 1
+    assert forms(None) == ({("b, 0, 1, f", "0, 1, i, o", "b, 0, 1, f")}, 0)
+    plain, stuffed = forms("lax")
+    assert len(plain) > 1
+    assert (stuffed > 0) == (stride > 1)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -165,8 +195,10 @@ def test_num_blocks_divides_the_groups_and_fills_a_register():
             blocks = num_blocks(channels, groups)
             assert groups % blocks == 0
             assert channels // blocks >= 16 or blocks == 1
-            finer = [d for d in range(blocks + 1, groups + 1) if groups % d == 0]
+            assert blocks <= 16
+            finer = [d for d in range(blocks + 1, min(groups, 16) + 1) if groups % d == 0]
             assert all(channels // d < 16 for d in finer)
+    assert [num_blocks(512, groups) for groups in (1, 8, 32, 64)] == [1, 8, 16, 16]
 
 
 def test_dense_kernel_is_block_diagonal():

@@ -303,6 +303,19 @@ def test_gates_scale_what_stands_at_their_place(placement):
     _assert_close(_apply(gated, variables, x), expected)
 
 
+def test_a_gate_behind_the_sum_scales_the_shortcut_where_a_norm_ends_the_branch():
+    x = _normal(0, 2, 5, 6, 8)
+    branch, unit = residual.bottleneck(2, base_width=256), residual.UNITS["relu_only_preact"]
+    gate = functools.partial(layers.SqueezeExcite, 2)
+    gated = _block(branch, "A", unit, gate=gate, se_integration="post")
+    variables = _trained(gated, x)
+    params = variables["params"]
+    plain = {k: v for k, v in params.items() if k != "se"}
+    summed = _apply(_block(branch, "A", unit), variables | {"params": plain}, x)
+    expected = _apply(layers.SqueezeExcite(2), {"params": params["se"]}, summed)
+    _assert_close(_apply(gated, variables, x), expected)
+
+
 @pytest.mark.parametrize(
     ("squeeze", "gate", "bias"),
     [
