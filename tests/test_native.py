@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from resflax.ops import native
+from resflax.ops import native, norm
 from resflax.ops.conv import conv2d
 
 pytestmark = pytest.mark.skipif(
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SAME = ((1, 1), (1, 1))
+SUMS = jax.ShapeDtypeStruct((2, 32), jnp.float32)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -153,20 +154,20 @@ def test_devices_that_hold_parts_of_the_batch_compute_them_alone():
         check_vma=False,
     )
     text = jax.jit(local).lower(x, kernel).compile().as_text()
-    assert "resflax_convolution_Forward" in text
+    assert "resflax_Forward" in text
     assert "all-gather" not in text
     expected = conv2d(x, kernel, padding=SAME, groups=8, lowering="lax")
     np.testing.assert_allclose(local(x, kernel), expected, atol=1e-5 * np.abs(expected).max())
     # Under automatic sharding XLA would gather the batch for a call that it cannot see into.
     automatic = jax.jit(lambda x, kernel: conv2d(x, kernel, padding=SAME, groups=8))
-    assert "resflax_convolution" not in automatic.lower(x, kernel).compile().as_text()
+    assert "resflax_Forward" not in automatic.lower(x, kernel).compile().as_text()
 
 
 CHOICE = """
 import jax, jax.numpy as jnp
 from resflax.ops.conv import conv2d
 f = jax.jit(lambda x, k: conv2d(x, k, groups=4))
-print("custom" if "resflax_convolution" in f.lower(jnp.ones((1, 5, 5, 16)),
+print("custom" if "resflax_Forward" in f.lower(jnp.ones((1, 5, 5, 16)),
       jnp.ones((3, 3, 4, 16))).as_text() else "plain")
 """
 
@@ -182,3 +183,33 @@ def test_the_choice_of_one_device(tmp_path, change, choice):
         [sys.executable, "-c", CHOICE], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == choice
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("channels", [16, 48, 64, 80])
+def test_sums_of_batch_norm_are_those_of_xla(channels, rectify, monkeypatch):
+    x, residual, dy = (_normal(i, 3, 7, 9, channels) for i in range(3))
+    x += 1.0
+    scale, bias = _normal(3, channels), _normal(4, channels)
+
+    def normalized(x, scale, bias, residual):
+        means, squares = norm.moments(x)
+        mean = means.mean(0)
+        scale = scale * jax.lax.rsqrt(squares.mean(0) - mean**2 + 1e-5)
+        y = norm.Affine(x, scale[None], (bias - mean * scale)[None], means, residual)
+        return norm.relu(y) if rectify else norm.value(y)
+
+    results = []
+    for usable in (True, False):
+        monkeypatch.setattr(native, "usable", lambda usable=usable: usable)
+        y, pull = jax.vjp(normalized, x, scale, bias, residual)
+        results.append((y, *pull(dy)))
+    for a, e in zip(*results, strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
+
+
+def test_runs_of_positions_are_all_summed():
+    x = jnp.abs(_normal(0, 2, 13, 17, 32))  # 221 positions: six whole runs, and a part of one
+    mean, square = jax.jit(lambda x: native.call("Moments", (SUMS, SUMS), x))(x)
+    np.testing.assert_allclose(mean, x.mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(square, (x**2).mean((1, 2)), rtol=1e-6)

@@ -25,7 +25,7 @@ import rich.table
 from resflax import runtime
 from resflax.bench import report
 from resflax.bench.rounds import Costs, Entry, Result, measure
-from resflax.ops import conv, native, norm, pool
+from resflax.ops import conv, direct, native, norm, pool
 
 SAME = ((1, 1), (1, 1))
 
@@ -113,7 +113,7 @@ def _convolution(
 ) -> Operation:
     shapes = (batch, size, size, inputs), (3, 3, inputs // groups, outputs)
     names: list[conv.Lowering] = ["lax", "blocks"]
-    if native.supports(*shapes, stride=stride, groups=groups) and native.available():
+    if direct.supports(*shapes, stride=stride, groups=groups) and native.available():
         names.append("native")
     settings: dict[str, Any] = {"stride": stride, "padding": SAME, "groups": groups}
     forms = {name: functools.partial(conv.conv2d, lowering=name, **settings) for name in names}

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resflax.ops import native, phases
+from resflax.ops import direct, native, phases, varying
 
 Lowering = Literal["lax", "blocks", "dot", "native"]
 Padding = Sequence[tuple[int, int]]
@@ -51,7 +51,7 @@ def conv2d(
       groups: the cardinality: output channels of group i see the input channels of group i only.
       lowering: 'lax' (XLA's own), 'blocks' (a few dense convolutions, with gradients in the form
         that is fast everywhere), 'dot' (one matrix product, for 1x1 kernels), 'native' (compiled
-        kernels for narrow groups on a CPU, float32 only: see `native`), or None: the fastest known
+        kernels for narrow groups on a CPU, float32 only: see `direct`), or None: the fastest known
         for the platform and the shapes, where it is available.
 
     Returns:
@@ -73,8 +73,8 @@ def conv2d(
         lowering = _choose_lowering(
             jax.default_backend(),
             pointwise=pointwise,
-            fits_native=x.dtype == jnp.float32
-            and native.supports(x.shape, kernel.shape, stride=stride, groups=groups),
+            fits_direct=x.dtype == jnp.float32
+            and direct.supports(x.shape, kernel.shape, stride=stride, groups=groups),
         )
     if lowering == "dot":
         if not pointwise:
@@ -82,16 +82,16 @@ def conv2d(
         return _dot(x, kernel, stride)
     padding = tuple((before, after) for before, after in padding)
     if lowering == "native":
-        if not native.supports(x.shape, kernel.shape, stride=stride, groups=groups):
+        if not direct.supports(x.shape, kernel.shape, stride=stride, groups=groups):
             raise ValueError(
                 f"The lowering 'native' is not for kernels {kernel.shape} of {groups} groups with "
                 f"stride {stride} on images {x.shape}."
             )
-        return native.convolve(x, kernel, stride, padding, groups)
+        return direct.convolve(*varying.alike(x, kernel), stride, padding, groups)
     if lowering == "blocks":
         blocks = num_blocks(c_in, groups)
         kernels = [dense_kernel(k, groups // blocks) for k in jnp.split(kernel, blocks, axis=-1)]
-        return _blocks(x, jnp.stack(kernels), stride, padding)
+        return _blocks(*varying.alike(x, jnp.stack(kernels)), stride, padding)
     return _lax(x, kernel, stride, padding, groups)
 
 
@@ -131,15 +131,13 @@ def conv2d_by_paths(
     return functools.reduce(jnp.add, outputs) if add else jnp.concatenate(outputs, axis=-1)
 
 
-def _choose_lowering(platform: str, *, pointwise: bool, fits_native: bool) -> Lowering:
+def _choose_lowering(platform: str, *, pointwise: bool, fits_direct: bool) -> Lowering:
     """The one place where platform and shapes decide; see the module's docstring for the reason."""
     if platform != "cpu":
         return "lax"
     if pointwise:
         return "dot"
-    # Automatic sharding would gather the images for what it cannot see into.
-    whole = jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
-    return "native" if fits_native and whole and native.available() else "blocks"
+    return "native" if fits_direct and native.usable() else "blocks"
 
 
 def _lax(

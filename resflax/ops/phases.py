@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def interleave(phases: Sequence[Sequence[jax.Array]], height: int, width: int) -> jax.Array:
@@ -24,13 +25,15 @@ def interleave(phases: Sequence[Sequence[jax.Array]], height: int, width: int) -
     """
     if len(phases) == len(phases[0]) == 1 and phases[0][0].shape[1:3] == (height, width):
         return phases[0][0]
-    columns = -(-width // len(phases[0]))
-    rows = -(-height // len(phases))
-    # [N, rows, columns, phases, C], and with the phases of the rows.
-    lines = [jnp.stack([_fitted(x, rows, columns) for x in row], axis=3) for row in phases]
-    image = jnp.stack(lines, axis=2)
-    image = image.reshape(image.shape[0], rows * len(phases), columns * len(phases[0]), -1)
-    return image[:, :height, :width]
+    down, across = len(phases), len(phases[0])
+    rows, columns = -(-height // down), -(-width // across)
+    # Pixels side by side are channels side by side, and so are lines: long copies. Without the
+    # barrier XLA fuses them with what makes the phases, and decides anew at every number.
+    phases = lax.optimization_barrier([[_fitted(x, rows, columns) for x in row] for row in phases])
+    n, _, _, channels = phases[0][0].shape
+    lines = [jnp.concatenate(row, axis=-1).reshape(n, rows, -1) for row in phases]
+    image = jnp.concatenate(lines, axis=-1)
+    return image.reshape(n, rows * down, columns * across, channels)[:, :height, :width]
 
 
 def _fitted(x: jax.Array, rows: int, columns: int) -> jax.Array:

@@ -5,30 +5,12 @@
 // registers: a few pixels by one or two vectors of 16 output channels, over all taps of the kernel.
 // Where groups are narrower than a vector, a vector of pixels is shuffled so that each of its lanes
 // meets the input channels of its own group: no product with a zero is ever computed.
-//
-// Vectors are those of GCC and Clang, of 16 floats: one AVX-512 register, two of AVX, four of NEON.
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <thread>
-#include <vector>
 
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "kernels.h"
 
 namespace {
-
-constexpr int kLanes = 16;
-typedef float Vector __attribute__((vector_size(64), aligned(4)));
-typedef int Lanes __attribute__((vector_size(64)));
-
-inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
-inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
 // What a call is about. A slab has `in` input and `out` output channels; `narrow` is the width of
 // its groups where there are several in it, else 0.
@@ -47,7 +29,7 @@ bool Describe(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y,
              stride, top, left, groups};
   if (stride > 2) return false;
   int64_t in = s->channels / groups, out = s->out_channels / groups;
-  auto known = [](int64_t n) { return n == 16 || n == 32 || n == 64 || n == 128; };
+  auto known = [](int64_t n) { return n >= 16 && n <= 512 && (n & (n - 1)) == 0; };
   if (known(in) && known(out)) {
     s->slabs = groups, s->in = in, s->out = out, s->narrow = 0;
     return true;
@@ -57,44 +39,6 @@ bool Describe(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y,
     return true;
   }
   return false;
-}
-
-// Memory of a thread, kept from call to call.
-float* Scratch(int which, size_t floats) {
-  struct Buffer {
-    float* data = nullptr;
-    size_t size = 0;
-    ~Buffer() { std::free(data); }
-  };
-  thread_local Buffer buffers[3];
-  Buffer& buffer = buffers[which];
-  if (buffer.size < floats) {
-    std::free(buffer.data);
-    buffer.size = (floats + 1023) / 1024 * 1024;
-    buffer.data = static_cast<float*>(std::aligned_alloc(64, buffer.size * sizeof(float)));
-  }
-  return buffer.data;
-}
-
-// Runs task(i) for i < n. The calling thread works too, so that a busy pool delays nothing.
-template <typename Task>
-void Parallel(const ffi::ThreadPool& pool, int64_t n, const Task& task) {
-  struct State {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto state = std::make_shared<State>();
-  auto work = [state, n, &task] {
-    // A worker that comes too late finds nothing, and does not touch `task`, which may be gone.
-    for (int64_t i; (i = state->next.fetch_add(1)) < n;) {
-      task(i);
-      state->done.fetch_add(1, std::memory_order_release);
-    }
-  };
-  int64_t helpers = std::min<int64_t>(pool.num_threads(), n) - 1;
-  ffi::ThreadPool mutable_pool = pool;
-  for (int64_t i = 0; i < helpers; ++i) mutable_pool.Schedule([work] { work(); });
-  work();
-  while (state->done.load(std::memory_order_acquire) < n) std::this_thread::yield();
 }
 
 // Copies `channels` channels of an image into the middle of zeros.
@@ -197,6 +141,8 @@ Kernel WideOf(int64_t in, bool two) {
     case 32: return two ? Wide<P, 2, 32, step> : Wide<P, 1, 32, step>;
     case 64: return two ? Wide<P, 2, 64, step> : Wide<P, 1, 64, step>;
     case 128: return two ? Wide<P, 2, 128, step> : Wide<P, 1, 128, step>;
+    case 256: return two ? Wide<P, 2, 256, step> : Wide<P, 1, 256, step>;
+    case 512: return two ? Wide<P, 2, 512, step> : Wide<P, 1, 512, step>;
     default: return nullptr;
   }
 }
@@ -250,8 +196,9 @@ void Compute(const float* padded, int64_t padded_width, int64_t in, int64_t out,
   Kernel kernel = Choose(columns, in, narrow, two, step, &pixels);
   int64_t block = two ? 2 * kLanes : kLanes;
   int64_t weights_of_block = taps.size() * (narrow ? narrow : in) * block;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t o = 0; o < out; o += block)
+  // The weights of a block stay in the cache for all rows.
+  for (int64_t o = 0; o < out; o += block)
+    for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < columns; j += pixels) {
         // The last pixels again with some before them, rather than a kernel for every remainder.
         int64_t first = std::min(j, columns - pixels);

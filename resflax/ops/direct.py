@@ -1,0 +1,83 @@
+"""Direct convolutions of narrow groups on a CPU: see kernels/convolution.cc."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resflax.ops import native
+
+# Channels of a group that the kernels are compiled for. Narrower ones share a vector of 16.
+_WIDTHS = (16, 32, 64, 128, 256, 512)
+_NARROW = (1, 2, 4, 8)
+
+Padding = Sequence[tuple[int, int]]
+
+
+def supports(
+    image_shape: Sequence[int], kernel_shape: Sequence[int], *, stride: int, groups: int
+) -> bool:
+    """Whether there are kernels for such a float32 convolution; shapes as in conv.conv2d."""
+    inputs, outputs = kernel_shape[2], kernel_shape[3] // groups
+    wide = inputs in _WIDTHS and outputs in _WIDTHS
+    narrow = inputs == outputs and inputs in _NARROW and image_shape[-1] % 16 == 0
+    return stride <= 2 and min(image_shape) > 0 and (wide or narrow)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+) -> jax.Array:
+    """What conv.conv2d computes, of float32 arrays that `supports` is true of."""
+    out = [
+        (n + sum(p) - k) // stride + 1
+        for n, p, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
+    ]
+    shape = (x.shape[0], *out, kernel.shape[-1])
+    return _call("Forward", shape, x, kernel, stride, padding, groups)
+
+
+def _forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(x, kernel, stride, padding, groups), (x, kernel)
+
+
+def _backward(
+    stride: int,
+    padding: Padding,
+    groups: int,
+    saved: tuple[jax.Array, jax.Array],
+    dy: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    return (
+        _call("ImageGradient", x.shape, dy, kernel, stride, padding, groups),
+        _call("KernelGradient", kernel.shape, x, dy, stride, padding, groups),
+    )
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _call(
+    name: str,
+    shape: Sequence[int],
+    first: jax.Array,
+    second: jax.Array,
+    stride: int,
+    padding: Padding,
+    groups: int,
+) -> jax.Array:
+    return native.call(
+        name,
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        first,
+        second,
+        groups=np.int64(groups),
+        stride=np.int64(stride),
+        top=np.int64(padding[0][0]),
+        left=np.int64(padding[1][0]),
+    )

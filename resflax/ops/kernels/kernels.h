@@ -1,0 +1,68 @@
+// What the kernels have in common: vectors, memory and threads.
+//
+// Vectors are those of GCC and Clang, of 16 floats: one AVX-512 register, two of AVX, four of NEON.
+
+#ifndef RESFLAX_OPS_KERNELS_KERNELS_H_
+#define RESFLAX_OPS_KERNELS_KERNELS_H_
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr int kLanes = 16;
+typedef float Vector __attribute__((vector_size(64), aligned(4)));
+
+inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+// Memory of a thread, kept from call to call.
+inline float* Scratch(int which, size_t floats) {
+  struct Buffer {
+    float* data = nullptr;
+    size_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  thread_local Buffer buffers[3];
+  Buffer& buffer = buffers[which];
+  if (buffer.size < floats) {
+    std::free(buffer.data);
+    buffer.size = (floats + 1023) / 1024 * 1024;
+    buffer.data = static_cast<float*>(std::aligned_alloc(64, buffer.size * sizeof(float)));
+  }
+  return buffer.data;
+}
+
+// Runs task(i) for i < n. The calling thread works too, so that a busy pool delays nothing.
+template <typename Task>
+void Parallel(const ffi::ThreadPool& pool, int64_t n, const Task& task) {
+  struct State {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto state = std::make_shared<State>();
+  auto work = [state, n, &task] {
+    // A worker that comes too late finds nothing, and does not touch `task`, which may be gone.
+    for (int64_t i; (i = state->next.fetch_add(1)) < n;) {
+      task(i);
+      state->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  int64_t helpers = std::min<int64_t>(pool.num_threads(), n) - 1;
+  ffi::ThreadPool mutable_pool = pool;
+  for (int64_t i = 0; i < helpers; ++i) mutable_pool.Schedule([work] { work(); });
+  work();
+  while (state->done.load(std::memory_order_acquire) < n) std::this_thread::yield();
+}
+
+}  // namespace
+
+#endif  // RESFLAX_OPS_KERNELS_KERNELS_H_
