@@ -55,9 +55,7 @@ def train_and_evaluate(
         workdir_lib.open_run(workdir, config)
         workdir_lib.write_description(workdir, dataset.description)
     console = Console(active=is_main)
-
     _introduce(console, config, dataset, parallel, workdir)
-
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
@@ -77,7 +75,7 @@ def train_and_evaluate(
             batches.seek(position)
         elif config.init_from:
             state = parallel.spread(transfer.start(parallel.single(state), config, num_classes))
-        first_step = int(parallel.single(state).step)
+        step = first_step = int(parallel.single(state).step)
         if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
 
@@ -96,9 +94,7 @@ def train_and_evaluate(
         results = None
         best = checkpointer.best or (0, -1.0)
         metrics: dict[str, jax.Array] | None = None
-        step = first_step
-        calls = _calls(config, first_step, total_steps, batches.steps_per_epoch)
-        for count, batch in batches.take(calls):
+        for count, batch in batches.take(_calls(config, step, total_steps, batches)):
             last_metrics = metrics
             state, metrics = train_step[count](state, batch)
             # The host reads the last call's metrics while the devices work on this one.
@@ -139,17 +135,21 @@ def _due(step: int, every_epochs: int, batches: pipeline.TrainBatches, total_ste
 
 
 def _calls(
-    config: ml_collections.ConfigDict, first_step: int, total_steps: int, steps_per_epoch: int
+    config: ml_collections.ConfigDict,
+    first_step: int,
+    total_steps: int,
+    batches: pipeline.TrainBatches,
 ) -> Iterator[int]:
     """How many steps each dispatch takes.
 
     `steps_per_call`; where an evaluation, a checkpoint or the end is nearer than that, one: so
     there are two programs to compile, whatever the lengths of epochs and runs.
     """
-    epochs = (config.eval.every_epochs, config.checkpoint.every_epochs)
+    every_epochs = (config.eval.every_epochs, config.checkpoint.every_epochs)
+    intervals = [epochs * batches.steps_per_epoch for epochs in every_epochs]
     step = first_step
     while step < total_steps:
-        left = [n * steps_per_epoch - step % (n * steps_per_epoch) for n in epochs]
+        left = [steps - step % steps for steps in intervals]
         fits = config.train.steps_per_call <= min(*left, total_steps - step)
         count = config.train.steps_per_call if fits else 1
         yield count
