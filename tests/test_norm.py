@@ -180,6 +180,22 @@ def test_without_an_axis_each_device_has_statistics_of_its_own():
     _assert_close(together[:, 0], apply(module, x), 1e-5)
 
 
+def test_no_statistics_move_while_variables_are_made():
+    # Nor is the axis bound then.
+    variables = layers.BatchNorm(False, axis_name="i").init(jax.random.key(0), _images(SHAPES[0]))
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(12))
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(12))
+
+
+def test_a_constant_channel_has_no_negative_variance():
+    # Rounding leaves a difference of either sign of the mean of the squares and that of the mean.
+    x = jnp.broadcast_to(300 + jnp.arange(64) / 7, (2, 5, 7, 64))
+    module = layers.BatchNorm(False)
+    y, stats = module.apply(module.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    assert np.all(stats["batch_stats"]["var"] >= np.float32(0.9))
+    assert np.isfinite(norm.value(y)).all()
+
+
 # --- the parts of an Affine ----------------------------------------------------------------------
 
 
