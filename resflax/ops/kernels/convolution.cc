@@ -29,7 +29,7 @@ bool Describe(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y,
              stride, top, left, groups};
   if (stride > 2) return false;
   int64_t in = s->channels / groups, out = s->out_channels / groups;
-  auto known = [](int64_t n) { return n >= 16 && n <= 512 && (n & (n - 1)) == 0; };
+  auto known = [](int64_t n) { return n >= 16 && n <= 256 && (n & (n - 1)) == 0; };
   if (known(in) && known(out)) {
     s->slabs = groups, s->in = in, s->out = out, s->narrow = 0;
     return true;
@@ -142,7 +142,6 @@ Kernel WideOf(int64_t in, bool two) {
     case 64: return two ? Wide<P, 2, 64, step> : Wide<P, 1, 64, step>;
     case 128: return two ? Wide<P, 2, 128, step> : Wide<P, 1, 128, step>;
     case 256: return two ? Wide<P, 2, 256, step> : Wide<P, 1, 256, step>;
-    case 512: return two ? Wide<P, 2, 512, step> : Wide<P, 1, 512, step>;
     default: return nullptr;
   }
 }
