@@ -111,12 +111,12 @@ def _parser() -> Parser:
 
 def _prepare_jax(stock: bool) -> None:
     """Sets the process up as for training, or, if `stock`, nearly as jax does."""
+    # Else the compile time may be that of reading a file.
+    jax.config.update("jax_enable_compilation_cache", False)
     if not stock:
         runtime.configure()
     # The memory of an accelerator is shared with torch; and its peak should be what is in use.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # Else the compile time may be that of reading a file.
-    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _check(options: argparse.Namespace) -> None:
