@@ -2,8 +2,8 @@
 
 python -m resflax.main --config configs/se_resnext.py[:digits|shapes]
 
-digits: 99.17 % top-1 after the last epoch with each of the seeds 0, 1 and 2 (mean 99.17, standard
-deviation 0.00; 357 of 360 images), 84 to 109 s on 2 CPU cores, compiling included.
+digits: 99.81 +- 0.16 % top-1 after the last epoch, mean and standard deviation of the seeds 0, 1
+and 2 (360, 359 and 359 of 360 images), 84 s on 2 CPU cores, compiling included.
 """
 
 import itertools
