@@ -252,3 +252,19 @@ def test_a_sharded_batch_is_never_gathered(mapped):
     assert "all-gather" not in compiled.as_text()
     actual, expected = compiled(*placed), _loss_and_grads(*operands)
     _assert_close(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lowering", "kernel_size", "groups"), [("blocks", 3, 16), ("dot", 1, 1), (None, 3, 16)]
+)
+def test_gradients_in_a_shard_map_that_checks_what_varies(lowering, kernel_size, groups):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    operands = _normal(0, 8, 4, 3, 32), _normal(1, kernel_size, kernel_size, 32 // groups, 32)
+    plain = functools.partial(conv2d, groups=groups, lowering=lowering)
+    mapped = jax.shard_map(plain, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+
+    def grads(convolve):
+        return jax.jit(jax.grad(lambda *xs: jnp.sum(convolve(*xs) ** 2), argnums=(0, 1)))(*operands)
+
+    lax = functools.partial(conv2d, groups=groups, lowering="lax")
+    _assert_close(grads(mapped), grads(lax), 1e-5)

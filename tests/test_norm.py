@@ -146,8 +146,9 @@ def test_the_result_of_bfloat16_is_rounded_once():
 
 @pytest.mark.parametrize("checked", [False, True], ids=["", "check_vma"])
 @pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])
-def test_the_whole_batch_on_eight_devices(gate, checked):
-    shape = (16, 3, 5, 6)
+@pytest.mark.parametrize("channels", [6, 32])
+def test_the_whole_batch_on_eight_devices(channels, gate, checked):
+    shape = (16, 3, 5, channels)
     x, residual = _images(shape), _normal(2, *shape)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
@@ -300,6 +301,7 @@ class Block(nn.Module):
     filters: int
     gate: bool = False
     added: bool = False
+    next_size: int = 3
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -311,15 +313,15 @@ class Block(nn.Module):
         if self.added:
             y = norm.add(jnp.repeat(x, self.filters // 3, axis=-1).astype(self.dtype), y)
         y = norm.relu(y)
-        return layers.Conv(5, 3, dtype=self.dtype, name="next")(y)
+        return layers.Conv(5, self.next_size, dtype=self.dtype, name="next")(y)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("added", [False, True], ids=["", "residual"])
-@pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])
-def test_a_norm_keeps_its_images_and_the_result(gate, added, dtype):
+@pytest.mark.parametrize(("gate", "next_size"), [(False, 3), (False, 1), (True, 3)])
+def test_a_norm_keeps_its_images_and_the_result(gate, next_size, added, dtype):
     filters, pixels, batch = 12, 32 * 32, 2
-    block = Block(filters, gate, added, dtype)
+    block = Block(filters, gate, added, next_size, dtype)
     memory = resflax.count(block, (32, 32, 3), batch_size=batch).activation_memory
     # The first convolution's images and the norm's; the result is what the next one takes.
     images = batch * pixels * (3 + filters + filters) * jnp.dtype(dtype).itemsize

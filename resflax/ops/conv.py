@@ -79,7 +79,7 @@ def conv2d(
     if lowering == "dot":
         if not pointwise:
             raise ValueError("The lowering 'dot' is for 1x1 kernels without padding or groups.")
-        return _dot(x, kernel, stride)
+        return _dot(*varying.alike(x, kernel), stride)
     padding = tuple((before, after) for before, after in padding)
     if lowering == "native":
         if not direct.supports(x.shape, kernel.shape, stride=stride, groups=groups):
@@ -153,7 +153,30 @@ def _lax(
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dot(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return _product(x, kernel, stride)
+
+
+def _dot_forward(
+    x: jax.Array, kernel: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # The images, and not the matrix of them: the layer before keeps them too, and a loop would
+    # store both.
+    return _product(x, kernel, stride), (x, kernel)
+
+
+def _dot_backward(
+    stride: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    _, pull = jax.vjp(functools.partial(_product, stride=stride), *saved)
+    return pull(dy)
+
+
+_dot.defvjp(_dot_forward, _dot_backward)
+
+
+def _product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     x = x[:, ::stride, ::stride, :]
     # Of matrices: XLA would copy the gradient's images into another layout for a sum over three
     # axes. Sums in float32, as convolutions have; the CPU backend would add bfloat16 in bfloat16.
