@@ -178,24 +178,60 @@ def test_the_choice_of_one_device(tmp_path, change, choice):
     assert result.stdout.strip() == choice
 
 
+# Rows of channels that fill no panel, some panels and a half, and a few tiles; rows that fill no
+# strip, and those of several blocks and chunks.
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("images", "channels", "outputs"),
+    [
+        ((1, 1, 1), 16, 16),
+        ((2, 3, 5), 48, 80),
+        ((3, 17, 19), 32, 64),
+        ((2, 21, 25), 288, 528),
+        ((1, 40, 41), 16, 272),
+    ],
+)
+def test_products(images, channels, outputs, stride):
+    _check((*images, channels), (1, 1, channels, outputs), stride=stride)
+
+
+def test_what_is_written_around_the_caches():
+    x = _normal(0, 2, 200, 170, 32)
+    assert x.nbytes > 8 << 20
+    _check(x.shape, (1, 1, 32, 48))
+    y = jax.jit(lambda x: norm.relu(norm.Affine(x, jnp.full((1, 32), 2.0), jnp.ones((1, 32)))))(x)
+    np.testing.assert_array_equal(y, jnp.maximum(2 * x + 1, 0))
+
+
+def test_channels_that_fill_no_vector_are_no_products_of_the_kernels():
+    with pytest.raises(ValueError, match="not for kernels"):
+        conv2d(jnp.ones((1, 2, 2, 24)), jnp.ones((1, 1, 24, 16)), lowering="native")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("rectify", [False, True])
-@pytest.mark.parametrize("channels", [16, 48, 64, 80])
-def test_sums_of_batch_norm_are_those_of_xla(channels, rectify, monkeypatch):
+@pytest.mark.parametrize("channels", [16, 48, 80])
+def test_batch_norm_is_that_of_xla(channels, rectify, added, gated, monkeypatch):
     x, residual, dy = (_normal(i, 3, 7, 9, channels) for i in range(3))
     x += 1.0
-    scale, bias = _normal(3, channels), _normal(4, channels)
+    scale, bias, gates = _normal(3, channels), _normal(4, channels), _normal(5, 3, channels)
 
-    def normalized(x, scale, bias, residual):
-        means, squares = norm.moments(x)
+    def normalized(x, scale, bias, residual, gates):
+        x, means, squares = norm.moments(x)
         mean = means.mean(0)
         scale = scale * jax.lax.rsqrt(squares.mean(0) - mean**2 + 1e-5)
-        y = norm.Affine(x, scale[None], (bias - mean * scale)[None], means, residual)
+        y = norm.Affine(x, scale[None], (bias - mean * scale)[None], means)
+        if gated:
+            y = y.gated(gates * y.pooled())
+        if added:
+            y = norm.add(residual, y)
         return norm.relu(y) if rectify else norm.value(y)
 
     results = []
     for usable in (True, False):
         monkeypatch.setattr(native, "usable", lambda usable=usable: usable)
-        y, pull = jax.vjp(normalized, x, scale, bias, residual)
+        y, pull = jax.vjp(normalized, x, scale, bias, residual, gates)
         results.append((y, *pull(dy)))
     for a, e in zip(*results, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())

@@ -129,7 +129,7 @@ def _stock_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.A
 
 
 def _norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array) -> jax.Array:
-    means, squares = norm.moments(x)
+    x, means, squares = norm.moments(x)
     mean = jnp.mean(means, axis=0)
     scale *= jax.lax.rsqrt(jnp.mean(squares, axis=0) - jnp.square(mean) + 1e-5)
     y = norm.Affine(x, scale[None], (bias - mean * scale)[None], means)

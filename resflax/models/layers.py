@@ -205,7 +205,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             means, batch_mean, batch_var = None, mean.value, var.value
         else:
-            means, squares = norm_ops.moments(x)
+            x, means, squares = norm_ops.moments(x)
             batch_mean, square = jnp.mean(means, axis=0), jnp.mean(squares, axis=0)
             if self.axis_name is not None and not self.is_initializing():
                 batch_mean, square = lax.pmean((batch_mean, square), self.axis_name)

@@ -13,7 +13,8 @@ What XLA's CPU backend does with the plain form, and the remedies here:
 - A 1x1 convolution is slower than the matrix product that it is.
 
 The lowering 'blocks' is for the first three, also where there is but one group; 'dot' for the last.
-Both are compositions of XLA's operations. 'native' calls kernels that are compiled from C++.
+Both are compositions of XLA's operations. 'native' calls kernels that are compiled from C++, and is
+the fastest where there is one.
 """
 
 import functools
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resflax.ops import direct, native, phases, varying
+from resflax.ops import direct, native, phases, product, varying
 
 Lowering = Literal["lax", "blocks", "dot", "native"]
 Padding = Sequence[tuple[int, int]]
@@ -51,8 +52,8 @@ def conv2d(
       groups: the cardinality: output channels of group i see the input channels of group i only.
       lowering: 'lax' (XLA's own), 'blocks' (a few dense convolutions, with gradients in the form
         that is fast everywhere), 'dot' (one matrix product, for 1x1 kernels), 'native' (compiled
-        kernels for narrow groups on a CPU, float32 only: see `direct`), or None: the fastest known
-        for the platform and the shapes, where it is available.
+        kernels for a CPU, float32 only: see `direct` and `product`), or None: the fastest known for
+        the platform and the shapes, where it is available.
 
     Returns:
       [N, H', W', C_out], the same values for every lowering up to rounding.
@@ -69,12 +70,15 @@ def conv2d(
             f"and a kernel over {c_in}/{groups} channels; its shape is {kernel.shape}."
         )
     pointwise = kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding))
+    if pointwise:
+        fits_native = product.supports(kernel.shape[2:]) and x.size > 0
+    else:
+        fits_native = direct.supports(x.shape, kernel.shape, stride=stride, groups=groups)
     if lowering is None:
         lowering = _choose_lowering(
             jax.default_backend(),
             pointwise=pointwise,
-            fits_direct=x.dtype == jnp.float32
-            and direct.supports(x.shape, kernel.shape, stride=stride, groups=groups),
+            fits_native=fits_native and x.dtype == jnp.float32,
         )
     if lowering == "dot":
         if not pointwise:
@@ -82,11 +86,13 @@ def conv2d(
         return _dot(*varying.alike(x, kernel), stride)
     padding = tuple((before, after) for before, after in padding)
     if lowering == "native":
-        if not direct.supports(x.shape, kernel.shape, stride=stride, groups=groups):
+        if not fits_native:
             raise ValueError(
                 f"The lowering 'native' is not for kernels {kernel.shape} of {groups} groups with "
                 f"stride {stride} on images {x.shape}."
             )
+        if pointwise:
+            return product.multiply(*varying.alike(x[:, ::stride, ::stride, :], kernel[0, 0]))
         return direct.convolve(*varying.alike(x, kernel), stride, padding, groups)
     if lowering == "blocks":
         blocks = num_blocks(c_in, groups)
@@ -131,13 +137,13 @@ def conv2d_by_paths(
     return functools.reduce(jnp.add, outputs) if add else jnp.concatenate(outputs, axis=-1)
 
 
-def _choose_lowering(platform: str, *, pointwise: bool, fits_direct: bool) -> Lowering:
+def _choose_lowering(platform: str, *, pointwise: bool, fits_native: bool) -> Lowering:
     """The one place where platform and shapes decide; see the module's docstring for the reason."""
     if platform != "cpu":
         return "lax"
-    if pointwise:
-        return "dot"
-    return "native" if fits_direct and native.usable() else "blocks"
+    if fits_native and native.usable():
+        return "native"
+    return "dot" if pointwise else "blocks"
 
 
 def _lax(

@@ -20,7 +20,17 @@ import jax
 from resflax.ops import varying
 
 SOURCES = pathlib.Path(__file__).with_name("kernels")
-HANDLERS = ("Forward", "ImageGradient", "KernelGradient", "Moments", "AffineGradient")
+HANDLERS = (
+    "Forward",
+    "ImageGradient",
+    "KernelGradient",
+    "Moments",
+    "MomentsGradient",
+    "Affine",
+    "AffineGradient",
+    "Product",
+    "ProductGradient",
+)
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 
 
@@ -50,16 +60,26 @@ def available() -> bool:
     return True
 
 
-def call(name: str, result: Any, *arrays: jax.Array, **attributes: Any) -> Any:
+def call(
+    name: str,
+    result: Any,
+    *arrays: jax.Array,
+    aliases: dict[int, int] | None = None,
+    **attributes: Any,
+) -> Any:
     """Calls a kernel of HANDLERS; `available` must have been asked.
 
     Args:
       name: of the kernel.
-      result: shapes and dtypes of what it gives out.
+      result: arrays, or structs, with the shapes and dtypes of what it gives out.
       *arrays: its arguments.
+      aliases: which arguments' memory, by their numbers, it puts which results into.
       **attributes: its constants, numbers of numpy.
     """
-    kernel = jax.ffi.ffi_call(_target(name), result, vmap_method="sequential")
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), result)
+    kernel = jax.ffi.ffi_call(
+        _target(name), shapes, vmap_method="sequential", input_output_aliases=aliases
+    )
     # JAX takes what comes out for the same on all devices; it differs where an argument does.
     return varying.alike(kernel(*arrays, **attributes), arrays)[0]
 

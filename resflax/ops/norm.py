@@ -50,14 +50,15 @@ class Affine(NamedTuple):
 Activations = jax.Array | Affine
 
 
-def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The means of each image's channels and of their squares.
 
     Args:
       x: [N, H, W, C].
 
     Returns:
-      Two float32 [N, C].
+      `x` again, and two float32 [N, C]. Who uses that `x` from then on has the gradients of all
+      three joined in one pass.
     """
     return _moments(x)
 
@@ -82,22 +83,27 @@ def add(shortcut: Activations, y: Activations) -> Activations:
 
 
 @jax.custom_vjp
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     if _fits_native(x):
-        shape = jax.ShapeDtypeStruct((x.shape[0], x.shape[-1]), jnp.float32)
-        mean, square = native.call("Moments", (shape, shape), x)
-        return mean, square
+        mean, square = native.call("Moments", (_per_image(x),) * 2, x)
+        return x, mean, square
     full = x.astype(jnp.float32)
-    return jnp.mean(full, axis=(1, 2)), jnp.mean(jnp.square(full), axis=(1, 2))
+    return x, jnp.mean(full, axis=(1, 2)), jnp.mean(jnp.square(full), axis=(1, 2))
 
 
-def _moments_forward(x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+def _moments_forward(x):
     return _moments(x), x
 
 
-def _moments_backward(x: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array]:
-    mean, square = (g[:, None, None, :] / (x.shape[1] * x.shape[2]) for g in gradients)
-    return ((mean + 2.0 * square * x.astype(jnp.float32)).astype(x.dtype),)
+def _moments_backward(x, gradients):
+    dx, dmean, dsquare = gradients
+    positions = x.shape[1] * x.shape[2]
+    first, second = dmean / positions, dsquare * (2.0 / positions)
+    if _fits_native(x):
+        operands = dx, x, first, second
+        return (native.call("MomentsGradient", x, *operands, aliases={0: 0}),)
+    first, second = first[:, None, None, :], second[:, None, None, :]
+    return ((dx.astype(jnp.float32) + first + second * x.astype(jnp.float32)).astype(x.dtype),)
 
 
 _moments.defvjp(_moments_forward, _moments_backward)
@@ -111,6 +117,9 @@ def _computed(y: Affine, *, rectify: bool) -> jax.Array:
 def _affine(
     x: jax.Array, scale: jax.Array, shift: jax.Array, residual: jax.Array | None, rectify: bool
 ) -> jax.Array:
+    if _fits_native(x):
+        flags = {"added": np.bool_(residual is not None), "rectified": np.bool_(rectify)}
+        return native.call("Affine", x, x, scale, shift, x if residual is None else residual, **flags)
     y = x.astype(jnp.float32) * scale[:, None, None, :] + shift[:, None, None, :]
     if residual is not None:
         y += residual.astype(jnp.float32)
@@ -125,30 +134,38 @@ def _affine_forward(x, scale, shift, residual, rectify):
 
 def _affine_backward(rectify, saved, dy):
     x, scale, y, has_residual = saved
-    dshift, dscale = _gradient_sums(dy, y, x)
+    dx, dshift, dscale, dz = _affine_gradients(dy, y, x, scale, has_residual)
     if scale.shape[0] == 1:
         dshift, dscale = (jnp.sum(g, axis=0, keepdims=True) for g in (dshift, dscale))
-    if rectify:
-        dy = jnp.where(y > 0, dy, jnp.zeros_like(dy))
-    dx = (dy.astype(jnp.float32) * scale[:, None, None, :]).astype(x.dtype)
-    return dx, dscale, dshift, dy if has_residual else None
+    return dx, dscale, dshift, dz
 
 
-def _gradient_sums(dy: jax.Array, y: jax.Array | None, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Over the positions: of `dy`, where `y` is positive if it is given, and of that times `x`."""
+def _affine_gradients(dy, y, x, scale, has_residual):
+    """Of x, and for each image of the shift and of the scale, and of the residual."""
+    rectify = y is not None
     if _fits_native(x):
-        shape = jax.ShapeDtypeStruct((x.shape[0], x.shape[-1]), jnp.float32)
-        masked = np.bool_(y is not None)
-        images = dy, dy if y is None else y, x
-        return tuple(native.call("AffineGradient", (shape, shape), *images, rectified=masked))
-    if y is not None:
-        dy = jnp.where(y > 0, dy, jnp.zeros_like(dy))
-    full = dy.astype(jnp.float32)
-    return jnp.sum(full, axis=(1, 2)), jnp.sum(full * x.astype(jnp.float32), axis=(1, 2))
+        # A gradient that passes as it is needs no array of its own.
+        copied = (x,) if rectify and has_residual else ()
+        results = (x, _per_image(x), _per_image(x), *copied)
+        operands = dy, y if rectify else dy, x, scale
+        dx, dshift, dscale, *dz = native.call(
+            "AffineGradient", results, *operands, rectified=np.bool_(rectify)
+        )
+        return dx, dshift, dscale, (dz[0] if dz else dy) if has_residual else None
+    dz = jnp.where(y > 0, dy, jnp.zeros_like(dy)) if rectify else dy
+    full = dz.astype(jnp.float32)
+    dshift = jnp.sum(full, axis=(1, 2))
+    dscale = jnp.sum(full * x.astype(jnp.float32), axis=(1, 2))
+    dx = (full * scale[:, None, None, :]).astype(x.dtype)
+    return dx, dshift, dscale, dz if has_residual else None
+
+
+def _per_image(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((x.shape[0], x.shape[-1]), jnp.float32)
 
 
 def _fits_native(x: jax.Array) -> bool:
-    """Whether one pass of a kernel makes two sums, for which XLA's CPU backend makes two passes."""
+    """Whether there are kernels for `x`: XLA's CPU backend takes several times as long."""
     return x.dtype == jnp.float32 and x.shape[-1] % 16 == 0 and native.usable()
 
 

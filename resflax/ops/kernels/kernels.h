@@ -13,6 +13,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -24,6 +28,31 @@ typedef float Vector __attribute__((vector_size(64), aligned(4)));
 
 inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+// Bytes of a result that is not found in the caches again when it is wanted.
+constexpr size_t kStreamed = 8 << 20;
+
+// Stores what will not be wanted soon: around the caches, so that nothing need be read in order to
+// be overwritten. `p` must be a multiple of 64; see Streamed.
+inline void StoreOnce(float* p, Vector v, bool streamed) {
+  if (!streamed) return Store(p, v);
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, reinterpret_cast<__m512&>(v));
+#elif defined(__AVX__)
+  const float* lanes = reinterpret_cast<const float*>(&v);
+  _mm256_stream_ps(p, _mm256_loadu_ps(lanes));
+  _mm256_stream_ps(p + 8, _mm256_loadu_ps(lanes + 8));
+#else
+  Store(p, v);
+#endif
+}
+
+// After the last StoreOnce of a task: other threads see what was stored.
+inline void Streamed() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
 
 // Memory of a thread, kept from call to call.
 inline float* Scratch(int which, size_t floats) {

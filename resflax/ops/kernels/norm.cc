@@ -1,5 +1,10 @@
-// The sums over the positions of each image that batch norm and its gradient need, in one pass over
-// what they are of, as custom calls of XLA, which makes a pass for each.
+// Batch norm and what follows it, and the gradients, as custom calls of XLA: each in one pass over
+// the images, with all sums over the positions of an image that it gives rise to.
+//
+// These passes take the time that memory takes: they go through it in its order, and write around
+// the caches what is too large for them.
+
+#include <cstring>
 
 #include "kernels.h"
 
@@ -9,62 +14,15 @@ namespace {
 // with the length of a sum.
 constexpr int64_t kRun = 32;
 
-struct Squares {
-  const float* x;
-  void Add(int64_t at, Vector* first, Vector* second) const {
-    Vector a = Load(x + at);
-    *first += a;
-    *second += a * a;
-  }
+// The images [N, H, W, C] of a call.
+struct Shape {
+  int64_t images, positions, channels;
+  bool streamed;  // whether results are written around the caches
+
+  explicit Shape(ffi::AnyBuffer::Dimensions shape)
+      : images(shape[0]), positions(shape[1] * shape[2]), channels(shape[3]),
+        streamed(images * positions * channels * sizeof(float) > kStreamed) {}
 };
-
-// The gradient dz of a sum that a ReLU, where `rectified`, made into y; and dz * x.
-template <bool rectified>
-struct Gradients {
-  const float *dy, *y, *x;
-  void Add(int64_t at, Vector* first, Vector* second) const {
-    Vector d = Load(dy + at);
-    if (rectified) {
-      Vector a = Load(y + at);
-      d = a > 0.0f ? d : Vector{};
-    }
-    *first += d;
-    *second += d * Load(x + at);
-  }
-};
-
-// Two sums over the positions of one image, of V vectors of its channels.
-template <int V, typename Terms>
-void Sum(const Terms& terms, int64_t at, int64_t positions, int64_t channels, float factor,
-         float* first, float* second) {
-  Vector total[2][V] = {};
-  for (int64_t start = 0; start < positions; start += kRun) {
-    Vector run[2][V] = {};
-    for (int64_t i = start; i < std::min(positions, start + kRun); ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v)
-        terms.Add(at + i * channels + v * kLanes, &run[0][v], &run[1][v]);
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) total[0][v] += run[0][v], total[1][v] += run[1][v];
-  }
-  for (int v = 0; v < V; ++v) {
-    Store(first + v * kLanes, total[0][v] * factor);
-    Store(second + v * kLanes, total[1][v] * factor);
-  }
-}
-
-template <typename Terms>
-void SumAll(const ffi::ThreadPool& pool, const Terms& terms, ffi::AnyBuffer::Dimensions shape,
-            float factor, float* first, float* second) {
-  int64_t positions = shape[1] * shape[2], channels = shape[3];
-  Parallel(pool, shape[0], [&](int64_t image) {
-    int64_t at = image * positions * channels, to = image * channels, c = 0;
-    for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
-      Sum<4>(terms, at + c, positions, channels, factor, first + to + c, second + to + c);
-    for (; c < channels; c += kLanes)
-      Sum<1>(terms, at + c, positions, channels, factor, first + to + c, second + to + c);
-  });
-}
 
 bool Fits(ffi::AnyBuffer::Dimensions shape) { return shape.size() == 4 && shape[3] % kLanes == 0; }
 
@@ -72,26 +30,134 @@ ffi::Error Unsupported() {
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "the channels must fill vectors of 16");
 }
 
+// Calls visit(at, image, channel, sums) for each vector of the images, at float `at`; it adds its
+// terms to two sums. Gives `factor` times the sums over each image's positions, [N, C] each.
+template <typename Visit>
+void Sum(const ffi::ThreadPool& pool, const Shape& s, float factor, float* first, float* second,
+         const Visit& visit) {
+  int64_t channels = s.channels;
+  Parallel(pool, s.images, [&](int64_t image) {
+    float *total[2] = {first + image * channels, second + image * channels};
+    float* run = Scratch(0, 2 * channels);
+    for (float* sums : total) std::memset(sums, 0, channels * sizeof(float));
+    for (int64_t start = 0; start < s.positions; start += kRun) {
+      int64_t end = std::min(s.positions, start + kRun);
+      std::memset(run, 0, 2 * channels * sizeof(float));
+      for (int64_t i = start; i < end; ++i)
+        for (int64_t c = 0; c < channels; c += kLanes) {
+          Vector sums[2] = {Load(run + c), Load(run + channels + c)};
+          visit((image * s.positions + i) * channels + c, image, c, sums);
+          Store(run + c, sums[0]), Store(run + channels + c, sums[1]);
+        }
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        Store(total[0] + c, Load(total[0] + c) + Load(run + c));
+        Store(total[1] + c, Load(total[1] + c) + Load(run + channels + c));
+      }
+    }
+    for (float* sums : total)
+      for (int64_t c = 0; c < channels; c += kLanes) Store(sums + c, Load(sums + c) * factor);
+    Streamed();
+  });
+}
+
+// Calls visit(at, image, channel) for each vector of the images.
+template <typename Visit>
+void ForEach(const ffi::ThreadPool& pool, const Shape& s, const Visit& visit) {
+  Parallel(pool, s.images, [&](int64_t image) {
+    int64_t at = image * s.positions * s.channels;
+    for (int64_t i = 0; i < s.positions; ++i)
+      for (int64_t c = 0; c < s.channels; c += kLanes, at += kLanes) visit(at, image, c);
+    Streamed();
+  });
+}
+
+// The means over each image's positions of x and of its squares.
 ffi::Error Moments(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                    ffi::ResultBuffer<ffi::F32> mean, ffi::ResultBuffer<ffi::F32> square) {
-  auto shape = x.dimensions();
-  if (!Fits(shape)) return Unsupported();
-  SumAll(pool, Squares{x.typed_data()}, shape, 1.0f / (shape[1] * shape[2]), mean->typed_data(),
-         square->typed_data());
+  if (!Fits(x.dimensions())) return Unsupported();
+  Shape s(x.dimensions());
+  const float* images = x.typed_data();
+  Sum(pool, s, 1.0f / s.positions, mean->typed_data(), square->typed_data(),
+      [=](int64_t at, int64_t, int64_t, Vector* sums) {
+        Vector a = Load(images + at);
+        sums[0] += a;
+        sums[1] += a * a;
+      });
   return ffi::Error::Success();
 }
 
+// dx + first + second * x, with [N, C] of each, where dx was.
+ffi::Error MomentsGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dx, ffi::Buffer<ffi::F32> x,
+                           ffi::Buffer<ffi::F32> first, ffi::Buffer<ffi::F32> second,
+                           ffi::ResultBuffer<ffi::F32> result) {
+  if (!Fits(x.dimensions())) return Unsupported();
+  Shape s(x.dimensions());
+  const float *d = dx.typed_data(), *images = x.typed_data();
+  const float *a = first.typed_data(), *b = second.typed_data();
+  float* to = result->typed_data();
+  ForEach(pool, s, [=](int64_t at, int64_t image, int64_t c) {
+    int64_t i = image * s.channels + c;
+    Store(to + at, Load(d + at) + Load(a + i) + Load(b + i) * Load(images + at));
+  });
+  return ffi::Error::Success();
+}
+
+// scale * x + shift (+ residual), with [1 or N, C] of scale and shift; max(, 0) where `rectified`.
+template <bool added, bool rectified>
+void Map(const ffi::ThreadPool& pool, const Shape& s, const float* x, const float* scale,
+         const float* shift, int64_t coefficients, const float* residual, float* y) {
+  ForEach(pool, s, [=](int64_t at, int64_t image, int64_t c) {
+    int64_t i = image * coefficients + c;
+    Vector sum = Load(x + at) * Load(scale + i) + Load(shift + i);
+    if (added) sum += Load(residual + at);
+    if (rectified) sum = sum > 0.0f ? sum : Vector{};
+    StoreOnce(y + at, sum, s.streamed);
+  });
+}
+
+ffi::Error Affine(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> scale,
+                  ffi::Buffer<ffi::F32> shift, ffi::Buffer<ffi::F32> residual,
+                  ffi::ResultBuffer<ffi::F32> y, bool added, bool rectified) {
+  if (!Fits(x.dimensions())) return Unsupported();
+  Shape s(x.dimensions());
+  auto map = added ? (rectified ? Map<true, true> : Map<true, false>)
+                   : (rectified ? Map<false, true> : Map<false, false>);
+  map(pool, s, x.typed_data(), scale.typed_data(), shift.typed_data(),
+      scale.dimensions()[0] == 1 ? 0 : s.channels, residual.typed_data(), y->typed_data());
+  return ffi::Error::Success();
+}
+
+// Of what Affine made into y, the gradients dz of the sum (where `added`) and scale * dz of x, and
+// over each image's positions the sums of dz and of dz * x.
+template <bool added, bool rectified>
+void MapGradient(const ffi::ThreadPool& pool, const Shape& s, const float* dy, const float* y,
+                 const float* x, const float* scale, int64_t coefficients, float* dx, float* dz,
+                 float* dshift, float* dscale) {
+  Sum(pool, s, 1.0f, dshift, dscale,
+      [=](int64_t at, int64_t image, int64_t c, Vector* sums) {
+        Vector d = Load(dy + at);
+        if (rectified) d = Load(y + at) > 0.0f ? d : Vector{};
+        if (added) StoreOnce(dz + at, d, s.streamed);
+        StoreOnce(dx + at, d * Load(scale + image * coefficients + c), s.streamed);
+        sums[0] += d;
+        sums[1] += d * Load(x + at);
+      });
+}
+
 ffi::Error AffineGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dy, ffi::Buffer<ffi::F32> y,
-                          ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> dshift,
-                          ffi::ResultBuffer<ffi::F32> dscale, bool rectified) {
-  auto shape = x.dimensions();
-  if (!Fits(shape)) return Unsupported();
-  const float *d = dy.typed_data(), *r = y.typed_data(), *a = x.typed_data();
-  float *first = dshift->typed_data(), *second = dscale->typed_data();
-  if (rectified)
-    SumAll(pool, Gradients<true>{d, r, a}, shape, 1.0f, first, second);
-  else
-    SumAll(pool, Gradients<false>{d, r, a}, shape, 1.0f, first, second);
+                          ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> scale,
+                          ffi::ResultBuffer<ffi::F32> dx, ffi::ResultBuffer<ffi::F32> dshift,
+                          ffi::ResultBuffer<ffi::F32> dscale, ffi::RemainingRets dz,
+                          bool rectified) {
+  if (!Fits(x.dimensions())) return Unsupported();
+  Shape s(x.dimensions());
+  bool added = dz.size() == 1;
+  auto gradient = added ? (rectified ? MapGradient<true, true> : MapGradient<true, false>)
+                        : (rectified ? MapGradient<false, true> : MapGradient<false, false>);
+  gradient(pool, s, dy.typed_data(), y.typed_data(), x.typed_data(), scale.typed_data(),
+           scale.dimensions()[0] == 1 ? 0 : s.channels, dx->typed_data(),
+           added ? dz.get<ffi::Buffer<ffi::F32>>(0).value()->typed_data() : nullptr,
+           dshift->typed_data(), dscale->typed_data());
   return ffi::Error::Success();
 }
 
@@ -104,12 +170,35 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ResflaxMoments, Moments,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ResflaxMomentsGradient, MomentsGradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ResflaxAffine, Affine,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<bool>("added")
+                                  .Attr<bool>("rectified"));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ResflaxAffineGradient, AffineGradient,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .RemainingRets()
                                   .Attr<bool>("rectified"));

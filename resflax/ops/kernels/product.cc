@@ -1,0 +1,217 @@
+// Products of matrices on a CPU, for 1x1 convolutions and their gradients, as custom calls of XLA.
+//
+// Operands are copied, a block at a time, into the order in which they are read, and stay in the
+// cache while sums of a few rows by two vectors of columns are kept in registers. Where the copies
+// come from is fetched while the block before is multiplied: memory is slower than the arithmetic.
+
+#include <cstring>
+
+#include "kernels.h"
+
+namespace {
+
+constexpr int64_t kRows = 14;             // of a strip
+constexpr int64_t kColumns = 2 * kLanes;  // of a panel; the last one may have half as many
+constexpr int64_t kBlock = 192 << 10;     // bytes of a block of rows: half of it and the next one
+
+// Into the second level of the caches.
+inline void Prefetch(const float* from, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += kLanes) __builtin_prefetch(from + i, 0, 2);
+}
+
+bool Fits(int64_t terms, int64_t columns) { return terms % kLanes == 0 && columns % kLanes == 0; }
+
+ffi::Error Unsupported() {
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rows must fill vectors of 16");
+}
+
+// b [terms, columns], or the transposed of [columns, terms], as panels [terms][width].
+void Pack(const float* b, int64_t terms, int64_t columns, bool transposed, int64_t panel,
+          float* to) {
+  int64_t width = std::min(kColumns, columns - panel * kColumns);
+  const float* from = b + panel * kColumns * (transposed ? terms : 1);
+  if (!transposed) {
+    for (int64_t t = 0; t < terms; ++t)
+      std::memcpy(to + t * width, from + t * columns, width * sizeof(float));
+    return;
+  }
+  for (int64_t t = 0; t < terms; t += kLanes)
+    for (int64_t c = 0; c < width; ++c)
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        to[(t + lane) * width + c] = from[c * terms + t + lane];
+}
+
+// A strip's products with a panel of V vectors. strip: [terms / 16][kRows][16].
+template <int V>
+void Multiply(const float* strip, const float* panel, int64_t terms, int64_t rows, float* y,
+              int64_t row, bool streamed) {
+  Vector sums[kRows][V] = {};
+  for (int64_t t = 0; t < terms; t += kLanes, strip += kRows * kLanes)
+#pragma GCC unroll 2
+    for (int lane = 0; lane < kLanes; ++lane, panel += V * kLanes) {
+      Vector b[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) b[v] = Load(panel + v * kLanes);
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sums[r][v] += strip[r * kLanes + lane] * b[v];
+    }
+#pragma GCC unroll 14
+  for (int r = 0; r < kRows; ++r)
+    if (r < rows)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) StoreOnce(y + r * row + v * kLanes, sums[r][v], streamed);
+}
+
+// a [rows, terms] times b [terms, columns], or times the transposed of [columns, terms].
+ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ffi::F32> b,
+                   ffi::ResultBuffer<ffi::F32> y, bool transposed) {
+  int64_t columns = y->dimensions().back(), terms = a.dimensions().back();
+  if (!Fits(terms, columns)) return Unsupported();
+  int64_t rows = a.element_count() / terms;
+  const float *from = a.typed_data(), *weights = b.typed_data();
+  float* result = y->typed_data();
+  int64_t panels = (columns + kColumns - 1) / kColumns;
+  std::unique_ptr<float[]> packed(new float[terms * columns]);
+  Parallel(pool, panels, [&](int64_t panel) {
+    Pack(weights, terms, columns, transposed, panel, packed.get() + panel * kColumns * terms);
+  });
+  bool streamed = rows * columns * sizeof(float) > kStreamed;
+  int64_t strips = (rows + kRows - 1) / kRows, threads = pool.num_threads();
+  int64_t most = std::clamp<int64_t>(kBlock / (kRows * terms * sizeof(float)), 3, 16);
+  // As many blocks for each thread, where there are enough.
+  int64_t rounds = (strips + most * threads - 1) / (most * threads);
+  int64_t blocks = std::min(strips, rounds * threads);
+  auto first = [=](int64_t block) { return std::min(blocks, block) * strips / blocks; };
+  Parallel(pool, blocks, [&](int64_t block) {
+    int64_t begin = first(block), end = first(block + 1);
+    float* copy = Scratch(0, (end - begin) * kRows * terms);
+    for (int64_t r = begin * kRows; r < end * kRows; ++r) {
+      float* to = copy + (r / kRows - begin) * kRows * terms + r % kRows * kLanes;
+      for (int64_t t = 0; t < terms; t += kLanes)
+        Store(to + t * kRows, r < rows ? Load(from + r * terms + t) : Vector{});
+    }
+    // Most likely this thread's next block.
+    int64_t next = first(block + threads) * kRows * terms;
+    int64_t limit = std::min(first(block + threads + 1) * kRows, rows) * terms;
+    int64_t ahead = (kRows * terms / panels + kLanes - 1) / kLanes * kLanes;
+    for (int64_t panel = 0; panel < panels; ++panel)
+      for (int64_t s = begin; s < end; ++s, next += ahead) {
+        Prefetch(from + next, std::clamp<int64_t>(limit - next, 0, ahead));
+        bool two = (panel + 1) * kColumns <= columns;
+        (two ? Multiply<2> : Multiply<1>)(
+            copy + (s - begin) * kRows * terms, packed.get() + panel * kColumns * terms, terms,
+            rows - s * kRows, result + s * kRows * columns + panel * kColumns, columns, streamed);
+      }
+    Streamed();
+  });
+  return ffi::Error::Success();
+}
+
+// Adds n products of C terms and V vectors, out of strips [n][16] and panels [n][V * 16].
+template <int C, int V>
+void Accumulate(const float* strip, const float* panel, int64_t n, float* y, int64_t row) {
+  Vector sums[C][V] = {};
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < n; ++i, strip += kLanes, panel += V * kLanes) {
+    Vector b[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) b[v] = Load(panel + v * kLanes);
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums[c][v] += strip[c] * b[v];
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      float* to = y + c * row + v * kLanes;
+      Store(to, Load(to) + sums[c][v]);
+    }
+}
+
+// The transposed of a [rows, terms] times b [rows, columns].
+ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ffi::F32> b,
+                           ffi::ResultBuffer<ffi::F32> y) {
+  constexpr int64_t kTile = 256;   // terms and columns of a task
+  constexpr int64_t kChunk = 128;  // rows at a time
+  // No power of two: the strips of a row would all be copied to the same places of the cache.
+  constexpr int64_t kStrip = (kChunk + 1) * kLanes, kPanel = kChunk * kColumns + kLanes;
+  constexpr int kTerms = kLanes / 2;
+  int64_t columns = b.dimensions().back(), terms = a.dimensions().back();
+  if (!Fits(terms, columns)) return Unsupported();
+  int64_t rows = a.element_count() / terms;
+  const float *first = a.typed_data(), *second = b.typed_data();
+  float* result = y->typed_data();
+  int64_t tiles_in_row = (columns + kTile - 1) / kTile;
+  int64_t tiles = (terms + kTile - 1) / kTile * tiles_in_row;
+  // The rows are divided so that there is work for several threads; the division, and so the order
+  // of the sums, does not depend on how many there are.
+  int64_t parts = std::clamp<int64_t>((rows + kChunk - 1) / kChunk, 1, (8 + tiles - 1) / tiles);
+  std::unique_ptr<float[]> partial(new float[(parts - 1) * terms * columns]);
+  Parallel(pool, parts * tiles, [&](int64_t i) {
+    int64_t part = i / tiles, tile = i % tiles;
+    int64_t t = tile / tiles_in_row * kTile, c = tile % tiles_in_row * kTile;
+    int64_t tile_terms = std::min(terms - t, kTile), tile_columns = std::min(columns - c, kTile);
+    float* sums = part ? partial.get() + (part - 1) * terms * columns : result;
+    sums += t * columns + c;
+    for (int64_t k = 0; k < tile_terms; ++k)
+      std::memset(sums + k * columns, 0, tile_columns * sizeof(float));
+    float* strips = Scratch(0, kTile / kLanes * kStrip);
+    float* panels = Scratch(1, kTile / kColumns * kPanel);
+    int64_t last = (part + 1) * rows / parts;
+    int64_t calls = tile_terms / kLanes * ((tile_columns + kColumns - 1) / kColumns);
+    for (int64_t start = part * rows / parts; start < last; start += kChunk) {
+      int64_t n = std::min(kChunk, last - start);
+      for (int64_t r = 0; r < n; ++r) {
+        const float* from = first + (start + r) * terms + t;
+        for (int64_t k = 0; k < tile_terms; k += kLanes)
+          Store(strips + k / kLanes * kStrip + r * kLanes, Load(from + k));
+        from = second + (start + r) * columns + c;
+        for (int64_t l = 0; l < tile_columns; l += kLanes) {
+          int64_t width = std::min(kColumns, tile_columns - l / kColumns * kColumns);
+          Store(panels + l / kColumns * kPanel + r * width + l % kColumns, Load(from + l));
+        }
+      }
+      int64_t next = start + n, ahead = std::min(kChunk, last - next), call = 0;
+      for (int64_t l = 0; l < tile_columns; l += kColumns)
+        for (int64_t k = 0; k < tile_terms; k += kLanes) {
+          for (++call; next < start + n + ahead * call / calls; ++next) {
+            Prefetch(first + next * terms + t, tile_terms);
+            Prefetch(second + next * columns + c, tile_columns);
+          }
+          auto accumulate = l + kColumns <= tile_columns ? Accumulate<kTerms, 2>
+                                                         : Accumulate<kTerms, 1>;
+          for (int64_t half = 0; half < kLanes; half += kTerms)
+            accumulate(strips + k / kLanes * kStrip + half, panels + l / kColumns * kPanel, n,
+                       sums + (k + half) * columns + l, columns);
+        }
+    }
+  });
+  if (parts > 1)
+    Parallel(pool, terms, [&](int64_t t) {
+      for (int64_t part = 0; part < parts - 1; ++part)
+        for (int64_t c = t * columns; c < (t + 1) * columns; c += kLanes)
+          Store(result + c, Load(result + c) + Load(partial.get() + part * terms * columns + c));
+    });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ResflaxProduct, Product,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<bool>("transposed"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ResflaxProductGradient, ProductGradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
