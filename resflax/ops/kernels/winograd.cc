@@ -21,6 +21,7 @@ namespace {
 constexpr int kTaps = 9;
 constexpr int kPlaces = 16;           // of a transformed tile
 constexpr int kStrip = 14;            // tiles that are multiplied at a time
+constexpr int64_t kSquare = 64;       // channels of a kernel's gradient at a time
 constexpr int64_t kCache = 512 << 10; // bytes of it for what a task transforms
 
 // What a call is about: images of `height` x `width` give out others. Tiles are numbered through
@@ -272,7 +273,145 @@ ffi::Error WinogradImageGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dy,
   return ffi::Error::Success();
 }
 
+// Transforms the pixels of the output's gradient, A dy A^T, like TransformImages.
+void TransformGradients(const Shape& s, const float* dy, int64_t first, const float* zeros,
+                        const Block& block) {
+  for (int64_t t = 0; t < block.rows; ++t) {
+    Place tile = PlaceOf(s, first + t);
+    const float* pixel = dy + ((tile.image * s.out_height + tile.row) * s.out_width + tile.column) *
+                                  s.out_channels;
+    bool below = tile.row + 1 < s.out_height, right = tile.column + 1 < s.out_width;
+    int64_t next = s.out_width * s.out_channels;
+    const float* pixels[4] = {pixel, right ? pixel + s.out_channels : zeros,
+                              below ? pixel + next : zeros,
+                              below && right ? pixel + next + s.out_channels : zeros};
+    for (int64_t o = 0; o < block.channels; o += kLanes) {
+      Vector d[4][2];
+#pragma GCC unroll 2
+      for (int b = 0; b < 2; ++b) {
+        Vector upper = Load(pixels[b] + o), lower = Load(pixels[2 + b] + o);
+        d[0][b] = upper, d[1][b] = upper + lower, d[2][b] = upper - lower, d[3][b] = lower;
+      }
+      int64_t place = block.Place();
+#pragma GCC unroll 4
+      for (int a = 0; a < 4; ++a) {
+        float* to = block.At(a * 4, o) + t * kLanes;
+        Store(to, d[a][0]);
+        Store(to + place, d[a][0] + d[a][1]);
+        Store(to + 2 * place, d[a][0] - d[a][1]);
+        Store(to + 3 * place, d[a][1]);
+      }
+    }
+  }
+}
+
+// Adds to the sums, C input channels by V vectors of output channels, over all tiles.
+template <int C, int V>
+void Accumulate(const float* x, const float* dy, int64_t rows, float* sums_out, int64_t sums_row) {
+  Vector sums[C][V] = {};
+  for (int64_t t = 0; t < rows; ++t, x += kLanes, dy += kLanes) {
+    Vector d[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) d[v] = Load(dy + v * rows * kLanes);
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums[c][v] += x[c] * d[v];
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      float* to = sums_out + c * sums_row + v * kLanes;
+      Store(to, Load(to) + sums[c][v]);
+    }
+}
+
+// G^T u G of the sums [place][in][out]; taps and rows of the result so many floats apart.
+void TransformSums(const float* sums, int64_t in, int64_t out, float* dw, int64_t tap,
+                   int64_t row) {
+  int64_t place = in * out;
+  for (int64_t c = 0; c < in; ++c, dw += row)
+    for (int64_t o = 0; o < out; o += kLanes, sums += kLanes) {
+      Vector g[3][4];
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; ++b) {
+        Vector p[4];
+#pragma GCC unroll 4
+        for (int a = 0; a < 4; ++a) p[a] = Load(sums + (a * 4 + b) * place);
+        Vector middle = (p[1] + p[2]) * 0.5f;
+        g[0][b] = p[0] + middle, g[1][b] = (p[1] - p[2]) * 0.5f, g[2][b] = middle + p[3];
+      }
+#pragma GCC unroll 3
+      for (int a = 0; a < 3; ++a) {
+        Vector middle = (g[a][1] + g[a][2]) * 0.5f;
+        float* to = dw + a * 3 * tap + o;
+        Store(to, g[a][0] + middle);
+        Store(to + tap, (g[a][1] - g[a][2]) * 0.5f);
+        Store(to + 2 * tap, middle + g[a][3]);
+      }
+    }
+}
+
+ffi::Error WinogradKernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
+                                  ffi::Buffer<ffi::F32> dy, ffi::ResultBuffer<ffi::F32> dkernel,
+                                  int64_t groups, int64_t stride, int64_t top, int64_t left) {
+  Shape s;
+  if (!Describe(x.dimensions(), dy.dimensions(), dkernel->dimensions(), groups, stride, top, left,
+                &s))
+    return Unsupported();
+  const float* images = x.typed_data();
+  const float* gradients = dy.typed_data();
+  float* result = dkernel->typed_data();
+  // A square of channels at a time: its sums stay in the cache.
+  int64_t in_squares = (s.in + kSquare - 1) / kSquare, out_squares = (s.out + kSquare - 1) / kSquare;
+  int64_t squares = s.groups * in_squares * out_squares;
+  // Where these are few, the tiles are divided too; the division, and so the order of the sums,
+  // does not depend on the number of threads.
+  int64_t parts = (8 + squares - 1) / squares;
+  int64_t size = kTaps * s.in * s.out_channels;
+  Floats partial = Allocate((parts - 1) * size);
+  Parallel(pool, parts * squares, [&](int64_t i) {
+    int64_t part = i / squares, group = i / (in_squares * out_squares) % s.groups;
+    int64_t c = i / out_squares % in_squares * kSquare, o = i % out_squares * kSquare;
+    int64_t in = std::min(s.in - c, kSquare), out = std::min(s.out - o, kSquare);
+    int64_t most = kCache / (kPlaces * (in + out) * sizeof(float));
+    float* sums = Scratch(2, kPlaces * in * out + kSquare);
+    std::memset(sums, 0, (kPlaces * in * out + kSquare) * sizeof(float));
+    const float* zeros = sums + kPlaces * in * out;
+    int64_t end = (part + 1) * s.tiles / parts;
+    for (int64_t first = part * s.tiles / parts; first < end; first += most) {
+      int64_t n = std::min(most, end - first);
+      Block tiles{nullptr, in, n}, changes{nullptr, out, n};
+      tiles.data = Scratch(0, kPlaces * tiles.Place());
+      changes.data = Scratch(1, kPlaces * changes.Place());
+      TransformImages(s, images + group * s.in + c, first, n, zeros, tiles);
+      TransformGradients(s, gradients + group * s.out + o, first, zeros, changes);
+      for (int64_t place = 0; place < kPlaces; ++place) {
+        float* to = sums + place * in * out;
+        if (out % (2 * kLanes) == 0) {
+          for (int64_t b = 0; b < out; b += 2 * kLanes)
+            for (int64_t a = 0; a < in; a += 8)
+              Accumulate<8, 2>(tiles.At(place, a / kLanes * kLanes) + a % kLanes,
+                               changes.At(place, b), n, to + a * out + b, out);
+        } else {
+          for (int64_t b = 0; b < out; b += kLanes)
+            for (int64_t a = 0; a < in; a += kLanes)
+              Accumulate<16, 1>(tiles.At(place, a), changes.At(place, b), n, to + a * out + b, out);
+        }
+      }
+    }
+    float* target = part ? partial.get() + (part - 1) * size : result;
+    TransformSums(sums, in, out, target + c * s.out_channels + group * s.out + o,
+                  s.in * s.out_channels, s.out_channels);
+  });
+  for (int64_t part = 0; part < parts - 1; ++part)
+    for (int64_t i = 0; i < size; ++i) result[i] += partial[part * size + i];
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 RESFLAX_HANDLER(WinogradForward);
 RESFLAX_HANDLER(WinogradImageGradient);
+RESFLAX_HANDLER(WinogradKernelGradient);
