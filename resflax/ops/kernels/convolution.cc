@@ -8,7 +8,7 @@
 
 #include <cstring>
 
-#include "kernels.h"
+#include "convolution.h"
 
 namespace {
 
@@ -204,11 +204,6 @@ void Compute(const float* padded, int64_t padded_width, int64_t in, int64_t out,
         kernel(padded + (i * step * padded_width + first * step) * in, taps,
                weights + o / block * weights_of_block, y + i * row + first * pixel + o, pixel);
       }
-}
-
-ffi::Error Unsupported() {
-  return ffi::Error(ffi::ErrorCode::kInvalidArgument,
-                    "a convolution that the native lowering does not know");
 }
 
 ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
@@ -437,18 +432,6 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
 }
 
 }  // namespace
-
-#define RESFLAX_HANDLER(name)                                          \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(Resflax##name, name,                   \
-                                ffi::Ffi::Bind()                       \
-                                    .Ctx<ffi::ThreadPool>()            \
-                                    .Arg<ffi::Buffer<ffi::F32>>()      \
-                                    .Arg<ffi::Buffer<ffi::F32>>()      \
-                                    .Ret<ffi::Buffer<ffi::F32>>()      \
-                                    .Attr<int64_t>("groups")           \
-                                    .Attr<int64_t>("stride")           \
-                                    .Attr<int64_t>("top")              \
-                                    .Attr<int64_t>("left"))
 
 RESFLAX_HANDLER(Forward);
 RESFLAX_HANDLER(ImageGradient);

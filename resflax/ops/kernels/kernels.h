@@ -71,6 +71,16 @@ inline float* Scratch(int which, size_t floats) {
   return buffer.data;
 }
 
+// Memory for a call, not initialized, that begins where a line of the cache does.
+struct Free {
+  void operator()(float* data) const { std::free(data); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+inline Floats Allocate(size_t floats) {
+  size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
+  return Floats(static_cast<float*>(std::aligned_alloc(64, bytes)));
+}
+
 // Runs task(i) for i < n. The calling thread works too, so that a busy pool delays nothing.
 template <typename Task>
 void Parallel(const ffi::ThreadPool& pool, int64_t n, const Task& task) {
