@@ -178,6 +178,44 @@ def test_the_choice_of_one_device(tmp_path, change, choice):
     assert result.stdout.strip() == choice
 
 
+@pytest.mark.parametrize(
+    ("channels", "outputs", "groups"),
+    [(32, 32, 1), (48, 80, 1), (64, 128, 2), (128, 64, 1), (512, 32, 1), (256, 256, 8)],
+)
+def test_winograd_over_many_channels(channels, outputs, groups):
+    kernel = (3, 3, channels // groups, outputs)
+    _check((3, 7, 9, channels), kernel, padding=SAME, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("images", "padding"),
+    [
+        ((1, 1, 1), SAME),
+        ((2, 1, 2), SAME),
+        ((1, 3, 3), ((0, 0), (0, 0))),
+        ((5, 4, 6), ((2, 0), (0, 2))),
+        ((2, 7, 7), ((0, 1), (2, 1))),
+        ((2, 5, 6), ((2, 2), (2, 2))),
+        ((2, 5, 6), ((3, 0), (0, 0))),  # too wide for it: computed directly
+        ((17, 30, 31), SAME),  # tiles of several tasks
+    ],
+)
+def test_winograd_of_every_size_and_padding(images, padding):
+    _check((*images, 32), (3, 3, 32, 32), padding=padding)
+
+
+def test_which_algorithm_is_chosen():
+    def names(channels, stride=1, padding=SAME):
+        kernel = jnp.ones((3, 3, channels, channels))
+        f = jax.jit(lambda x: conv2d(x, kernel, stride=stride, padding=padding, lowering="native"))
+        return f.lower(jnp.ones((1, 5, 5, channels))).as_text()
+
+    assert "resflax_WinogradForward" in names(32)
+    assert "resflax_Forward" in names(16)
+    assert "resflax_Forward" in names(32, stride=2)
+    assert "resflax_Forward" in names(32, padding=((3, 0), (0, 0)))
+
+
 # Rows of channels that fill no panel, some panels and a half, and a few tiles; rows that fill no
 # strip, and those of several blocks and chunks.
 @pytest.mark.parametrize("stride", [1, 2])
@@ -201,6 +239,16 @@ def test_what_is_written_around_the_caches():
     _check(x.shape, (1, 1, 32, 48))
     y = jax.jit(lambda x: norm.relu(norm.Affine(x, jnp.full((1, 32), 2.0), jnp.ones((1, 32)))))(x)
     np.testing.assert_array_equal(y, jnp.maximum(2 * x + 1, 0))
+
+
+def test_wide_groups_that_winograd_does_not_suit_are_none_of_the_kernels():
+    with pytest.raises(ValueError, match="not for kernels"):
+        conv2d(
+            jnp.ones((1, 5, 5, 512)),
+            jnp.ones((3, 3, 512, 32)),
+            padding=((3, 0), (0, 0)),
+            lowering="native",
+        )
 
 
 def test_channels_that_fill_no_vector_are_no_products_of_the_kernels():

@@ -73,7 +73,8 @@ def conv2d(
     if pointwise:
         fits_native = product.supports(kernel.shape[2:]) and x.size > 0
     else:
-        fits_native = direct.supports(x.shape, kernel.shape, stride=stride, groups=groups)
+        settings = {"stride": stride, "padding": padding, "groups": groups}
+        fits_native = direct.supports(x.shape, kernel.shape, **settings)
     if lowering is None:
         lowering = _choose_lowering(
             jax.default_backend(),

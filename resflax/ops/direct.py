@@ -1,4 +1,4 @@
-"""Direct convolutions of narrow groups on a CPU: see kernels/convolution.cc."""
+"""Convolutions by compiled kernels of a CPU: see kernels/convolution.cc and kernels/winograd.cc."""
 
 import functools
 from collections.abc import Sequence
@@ -9,22 +9,47 @@ import numpy as np
 
 from resflax.ops import native
 
-# Channels of a group that the kernels are compiled for: of wider ones XLA is as fast. Narrower ones
-# share a vector of 16.
+# Channels of a group that the direct kernels are compiled for: of wider ones XLA is as fast.
+# Narrower ones share a vector of 16.
 _WIDTHS = (16, 32, 64, 128, 256)
 _NARROW = (1, 2, 4, 8)
+
+# Channels of a group from which on Winograd's algorithm is used; measured in docs/performance.md.
+_WINOGRAD_CHANNELS = 32
 
 Padding = Sequence[tuple[int, int]]
 
 
 def supports(
-    image_shape: Sequence[int], kernel_shape: Sequence[int], *, stride: int, groups: int
+    image_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    *,
+    stride: int,
+    padding: Padding,
+    groups: int,
 ) -> bool:
     """Whether there are kernels for such a float32 convolution; shapes as in conv.conv2d."""
     inputs, outputs = kernel_shape[2], kernel_shape[3] // groups
     wide = inputs in _WIDTHS and outputs in _WIDTHS
     narrow = inputs == outputs and inputs in _NARROW and image_shape[-1] % 16 == 0
-    return stride <= 2 and min(image_shape) > 0 and (wide or narrow)
+    direct = stride <= 2 and (wide or narrow)
+    return min(image_shape) > 0 and (
+        direct or suits_winograd(kernel_shape, stride=stride, padding=padding, groups=groups)
+    )
+
+
+def suits_winograd(
+    kernel_shape: Sequence[int], *, stride: int, padding: Padding, groups: int
+) -> bool:
+    """Whether Winograd's algorithm is the faster one: for 3x3 kernels over enough channels.
+
+    It multiplies 16 times where the direct kernels do so 36 times, and the transforms before and
+    after take the less of its time the more channels share them.
+    """
+    channels = kernel_shape[2], kernel_shape[3] // groups
+    fits = all(n >= _WINOGRAD_CHANNELS and n % 16 == 0 for n in channels)
+    padded = all(0 <= p <= 2 for side in padding for p in side)
+    return fits and padded and tuple(kernel_shape[:2]) == (3, 3) and stride == 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -37,7 +62,8 @@ def convolve(
         for n, p, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
     ]
     shape = (x.shape[0], *out, kernel.shape[-1])
-    return _call("Forward", shape, x, kernel, stride, padding, groups)
+    settings = kernel.shape, stride, padding, groups
+    return _call("Forward", shape, x, kernel, *settings)
 
 
 def _forward(
@@ -54,9 +80,10 @@ def _backward(
     dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
+    settings = kernel.shape, stride, padding, groups
     return (
-        _call("ImageGradient", x.shape, dy, kernel, stride, padding, groups),
-        _call("KernelGradient", kernel.shape, x, dy, stride, padding, groups),
+        _call("ImageGradient", x.shape, dy, kernel, *settings),
+        _call("KernelGradient", kernel.shape, x, dy, *settings),
     )
 
 
@@ -68,12 +95,14 @@ def _call(
     shape: Sequence[int],
     first: jax.Array,
     second: jax.Array,
+    kernel_shape: Sequence[int],
     stride: int,
     padding: Padding,
     groups: int,
 ) -> jax.Array:
+    winograd = suits_winograd(kernel_shape, stride=stride, padding=padding, groups=groups)
     return native.call(
-        name,
+        f"Winograd{name}" if winograd else name,
         jax.ShapeDtypeStruct(shape, jnp.float32),
         first,
         second,

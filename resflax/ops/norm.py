@@ -121,7 +121,9 @@ def _affine(
 ) -> jax.Array:
     if _fits_native(x):
         flags = {"added": np.bool_(residual is not None), "rectified": np.bool_(rectify)}
-        return native.call("Affine", x, x, scale, shift, x if residual is None else residual, **flags)
+        return native.call(
+            "Affine", x, x, scale, shift, x if residual is None else residual, **flags
+        )
     y = x.astype(jnp.float32) * scale[:, None, None, :] + shift[:, None, None, :]
     if residual is not None:
         y += residual.astype(jnp.float32)

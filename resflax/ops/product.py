@@ -32,9 +32,7 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
     return multiply(x, kernel), (x, kernel)
 
 
-def _backward(
-    saved: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     return _product(dy, kernel, transposed=True), native.call("ProductGradient", kernel, x, dy)
 
