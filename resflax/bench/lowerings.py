@@ -92,9 +92,12 @@ def operations(batch: int) -> Iterator[Operation]:
     for size, channels in ((32, 16), (16, 32), (8, 64)):
         yield _convolution(8 * batch, size, channels, channels, 1, 1)
     yield _convolution(8 * batch, 32, 16, 32, 1, 2)
+    pointwise: list[conv.Lowering] = ["lax", "dot"]
+    if native.usable():
+        pointwise.append("native")
     for size, inputs, outputs in ((56, 64, 256), (28, 512, 128), (14, 256, 1024), (7, 2048, 512)):
         arrays = (batch, size, size, inputs), (1, 1, inputs, outputs)
-        forms = {name: functools.partial(conv.conv2d, lowering=name) for name in ("lax", "dot")}
+        forms = {name: functools.partial(conv.conv2d, lowering=name) for name in pointwise}
         yield Operation(f"1x1 convolution, {inputs} to {outputs}, {size} px", arrays, forms)
     pools = {
         name: functools.partial(pool.max_pool, window=3, stride=2, padding=(1, 1), lowering=name)
@@ -113,9 +116,9 @@ def _convolution(
 ) -> Operation:
     shapes = (batch, size, size, inputs), (3, 3, inputs // groups, outputs)
     names: list[conv.Lowering] = ["lax", "blocks"]
-    if direct.supports(*shapes, stride=stride, groups=groups) and native.available():
-        names.append("native")
     settings: dict[str, Any] = {"stride": stride, "padding": SAME, "groups": groups}
+    if direct.supports(*shapes, **settings) and native.available():
+        names.append("native")
     forms = {name: functools.partial(conv.conv2d, lowering=name, **settings) for name in names}
     of = f"{groups} groups, " if groups > 1 else ""
     channels = f"{inputs}" if inputs == outputs else f"{inputs} to {outputs}"

@@ -73,8 +73,9 @@ def conv2d(
     if pointwise:
         fits_native = product.supports(kernel.shape[2:]) and x.size > 0
     else:
-        settings = {"stride": stride, "padding": padding, "groups": groups}
-        fits_native = direct.supports(x.shape, kernel.shape, **settings)
+        fits_native = direct.supports(
+            x.shape, kernel.shape, stride=stride, padding=padding, groups=groups
+        )
     if lowering is None:
         lowering = _choose_lowering(
             jax.default_backend(),

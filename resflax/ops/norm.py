@@ -120,9 +120,12 @@ def _affine(
     x: jax.Array, scale: jax.Array, shift: jax.Array, residual: jax.Array | None, rectify: bool
 ) -> jax.Array:
     if _fits_native(x):
-        flags = {"added": np.bool_(residual is not None), "rectified": np.bool_(rectify)}
         return native.call(
-            "Affine", x, x, scale, shift, x if residual is None else residual, **flags
+            "Affine",
+            x,
+            *(x, scale, shift, x if residual is None else residual),
+            added=np.bool_(residual is not None),
+            rectified=np.bool_(rectify),
         )
     y = x.astype(jnp.float32) * scale[:, None, None, :] + shift[:, None, None, :]
     if residual is not None:
