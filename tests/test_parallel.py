@@ -158,7 +158,7 @@ def test_convolutions_run_on_a_devices_own_images():
         name: [int(size) for size in sizes.split(",")]
         for name, sizes in re.findall(r"(%\S+) = \w+\[([\d,]+)\]", hlo)
     }
-    operands = re.findall(r" (?:convolution|dot)\((%[\w.-]+), (%[\w.-]+)\)", hlo)
+    operands = re.findall(r" (?:convolution|dot|custom-call)\((%[\w.-]+), (%[\w.-]+)\)", hlo)
     assert len(operands) > 30
     assert any(shapes[left][0] == 7 for left, _ in operands)
     # Of a layer, the gradient of its input, or that of its kernel: 7 images, never all.
