@@ -426,8 +426,7 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
       }
   });
   std::copy(partial.begin(), partial.begin() + size, result);
-  for (int64_t part = 1; part < parts; ++part)
-    for (int64_t i = 0; i < size; ++i) result[i] += partial[part * size + i];
+  AddParts(pool, partial.data() + size, parts - 1, size, result);
   return ffi::Error::Success();
 }
 

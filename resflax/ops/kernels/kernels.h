@@ -32,8 +32,13 @@ inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 // Bytes of a result that is not found in the caches again when it is wanted.
 constexpr size_t kStreamed = 8 << 20;
 
-// Stores what will not be wanted soon: around the caches, so that nothing need be read in order to
-// be overwritten. `p` must be a multiple of 64; see Streamed.
+// Whether to write so many floats around the caches, so that nothing need be read in order to be
+// overwritten.
+inline bool Streams(const float* result, size_t floats) {
+  return floats * sizeof(float) > kStreamed && reinterpret_cast<uintptr_t>(result) % 64 == 0;
+}
+
+// Stores a whole line of what `Streams` says is `streamed`; see Streamed.
 inline void StoreOnce(float* p, Vector v, bool streamed) {
   if (!streamed) return Store(p, v);
 #if defined(__AVX512F__)
@@ -100,6 +105,19 @@ void Parallel(const ffi::ThreadPool& pool, int64_t n, const Task& task) {
   for (int64_t i = 0; i < helpers; ++i) mutable_pool.Schedule([work] { work(); });
   work();
   while (state->done.load(std::memory_order_acquire) < n) std::this_thread::yield();
+}
+
+// Adds to the result, of `size` floats, whole vectors, so many parts of the same size.
+inline void AddParts(const ffi::ThreadPool& pool, const float* partial, int64_t parts, int64_t size,
+                     float* result) {
+  constexpr int64_t kShare = 1 << 14;
+  if (parts == 0) return;
+  Parallel(pool, (size + kShare - 1) / kShare, [&](int64_t share) {
+    int64_t end = std::min(size, (share + 1) * kShare);
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t i = share * kShare; i < end; i += kLanes)
+        Store(result + i, Load(result + i) + Load(partial + part * size + i));
+  });
 }
 
 }  // namespace

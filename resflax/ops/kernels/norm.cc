@@ -17,11 +17,13 @@ constexpr int64_t kRun = 32;
 // The images [N, H, W, C] of a call.
 struct Shape {
   int64_t images, positions, channels;
-  bool streamed;  // whether results are written around the caches
 
   explicit Shape(ffi::AnyBuffer::Dimensions shape)
-      : images(shape[0]), positions(shape[1] * shape[2]), channels(shape[3]),
-        streamed(images * positions * channels * sizeof(float) > kStreamed) {}
+      : images(shape[0]), positions(shape[1] * shape[2]), channels(shape[3]) {}
+
+  bool Streamed(const float* result) const {
+    return Streams(result, images * positions * channels);
+  }
 };
 
 bool Fits(ffi::AnyBuffer::Dimensions shape) { return shape.size() == 4 && shape[3] % kLanes == 0; }
@@ -106,12 +108,13 @@ ffi::Error MomentsGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dx, ffi::
 template <bool added, bool rectified>
 void Map(const ffi::ThreadPool& pool, const Shape& s, const float* x, const float* scale,
          const float* shift, int64_t coefficients, const float* residual, float* y) {
+  bool streamed = s.Streamed(y);
   ForEach(pool, s, [=](int64_t at, int64_t image, int64_t c) {
     int64_t i = image * coefficients + c;
     Vector sum = Load(x + at) * Load(scale + i) + Load(shift + i);
     if (added) sum += Load(residual + at);
     if (rectified) sum = sum > 0.0f ? sum : Vector{};
-    StoreOnce(y + at, sum, s.streamed);
+    StoreOnce(y + at, sum, streamed);
   });
 }
 
@@ -133,12 +136,13 @@ template <bool added, bool rectified>
 void MapGradient(const ffi::ThreadPool& pool, const Shape& s, const float* dy, const float* y,
                  const float* x, const float* scale, int64_t coefficients, float* dx, float* dz,
                  float* dshift, float* dscale) {
+  bool streamed = s.Streamed(dx) && (!added || s.Streamed(dz));
   Sum(pool, s, 1.0f, dshift, dscale,
       [=](int64_t at, int64_t image, int64_t c, Vector* sums) {
         Vector d = Load(dy + at);
         if (rectified) d = Load(y + at) > 0.0f ? d : Vector{};
-        if (added) StoreOnce(dz + at, d, s.streamed);
-        StoreOnce(dx + at, d * Load(scale + image * coefficients + c), s.streamed);
+        if (added) StoreOnce(dz + at, d, streamed);
+        StoreOnce(dx + at, d * Load(scale + image * coefficients + c), streamed);
         sums[0] += d;
         sums[1] += d * Load(x + at);
       });

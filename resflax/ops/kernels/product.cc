@@ -6,11 +6,10 @@
 
 #include <cstring>
 
-#include "kernels.h"
+#include "tile.h"
 
 namespace {
 
-constexpr int64_t kRows = 14;             // of a strip
 constexpr int64_t kColumns = 2 * kLanes;  // of a panel; the last one may have half as many
 constexpr int64_t kBlock = 192 << 10;     // bytes of a block of rows: half of it and the next one
 
@@ -41,22 +40,12 @@ void Pack(const float* b, int64_t terms, int64_t columns, bool transposed, int64
         to[(t + lane) * width + c] = from[c * terms + t + lane];
 }
 
-// A strip's products with a panel of V vectors. strip: [terms / 16][kRows][16].
+// A strip's products with a panel of V vectors, of as many rows as there are.
 template <int V>
-void Multiply(const float* strip, const float* panel, int64_t terms, int64_t rows, float* y,
-              int64_t row, bool streamed) {
+void MultiplyRows(const float* strip, const float* panel, int64_t terms, int64_t rows, float* y,
+                  int64_t row, bool streamed) {
   Vector sums[kRows][V] = {};
-  for (int64_t t = 0; t < terms; t += kLanes, strip += kRows * kLanes)
-#pragma GCC unroll 2
-    for (int lane = 0; lane < kLanes; ++lane, panel += V * kLanes) {
-      Vector b[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) b[v] = Load(panel + v * kLanes);
-#pragma GCC unroll 14
-      for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sums[r][v] += strip[r * kLanes + lane] * b[v];
-    }
+  Multiply<V>(strip, kRows * kLanes, panel, terms, sums);
 #pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r)
     if (r < rows)
@@ -73,11 +62,11 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ff
   const float *from = a.typed_data(), *weights = b.typed_data();
   float* result = y->typed_data();
   int64_t panels = (columns + kColumns - 1) / kColumns;
-  std::unique_ptr<float[]> packed(new float[terms * columns]);
+  Floats packed = Allocate(terms * columns);
   Parallel(pool, panels, [&](int64_t panel) {
     Pack(weights, terms, columns, transposed, panel, packed.get() + panel * kColumns * terms);
   });
-  bool streamed = rows * columns * sizeof(float) > kStreamed;
+  bool streamed = Streams(result, rows * columns);
   int64_t strips = (rows + kRows - 1) / kRows, threads = pool.num_threads();
   int64_t most = std::clamp<int64_t>(kBlock / (kRows * terms * sizeof(float)), 3, 16);
   // As many blocks for each thread, where there are enough.
@@ -100,36 +89,13 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ff
       for (int64_t s = begin; s < end; ++s, next += ahead) {
         Prefetch(from + next, std::clamp<int64_t>(limit - next, 0, ahead));
         bool two = (panel + 1) * kColumns <= columns;
-        (two ? Multiply<2> : Multiply<1>)(
+        (two ? MultiplyRows<2> : MultiplyRows<1>)(
             copy + (s - begin) * kRows * terms, packed.get() + panel * kColumns * terms, terms,
             rows - s * kRows, result + s * kRows * columns + panel * kColumns, columns, streamed);
       }
     Streamed();
   });
   return ffi::Error::Success();
-}
-
-// Adds n products of C terms and V vectors, out of strips [n][16] and panels [n][V * 16].
-template <int C, int V>
-void Accumulate(const float* strip, const float* panel, int64_t n, float* y, int64_t row) {
-  Vector sums[C][V] = {};
-#pragma GCC unroll 2
-  for (int64_t i = 0; i < n; ++i, strip += kLanes, panel += V * kLanes) {
-    Vector b[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) b[v] = Load(panel + v * kLanes);
-#pragma GCC unroll 16
-    for (int c = 0; c < C; ++c)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[c][v] += strip[c] * b[v];
-  }
-#pragma GCC unroll 16
-  for (int c = 0; c < C; ++c)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      float* to = y + c * row + v * kLanes;
-      Store(to, Load(to) + sums[c][v]);
-    }
 }
 
 // The transposed of a [rows, terms] times b [rows, columns].
@@ -150,7 +116,7 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
   // The rows are divided so that there is work for several threads; the division, and so the order
   // of the sums, does not depend on how many there are.
   int64_t parts = std::clamp<int64_t>((rows + kChunk - 1) / kChunk, 1, (8 + tiles - 1) / tiles);
-  std::unique_ptr<float[]> partial(new float[(parts - 1) * terms * columns]);
+  Floats partial = Allocate((parts - 1) * terms * columns);
   Parallel(pool, parts * tiles, [&](int64_t i) {
     int64_t part = i / tiles, tile = i % tiles;
     int64_t t = tile / tiles_in_row * kTile, c = tile % tiles_in_row * kTile;
@@ -182,20 +148,15 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
             Prefetch(first + next * terms + t, tile_terms);
             Prefetch(second + next * columns + c, tile_columns);
           }
-          auto accumulate = l + kColumns <= tile_columns ? Accumulate<kTerms, 2>
-                                                         : Accumulate<kTerms, 1>;
+          int64_t width = std::min(kColumns, tile_columns - l);
+          auto accumulate = width == kColumns ? Accumulate<kTerms, 2> : Accumulate<kTerms, 1>;
           for (int64_t half = 0; half < kLanes; half += kTerms)
-            accumulate(strips + k / kLanes * kStrip + half, panels + l / kColumns * kPanel, n,
-                       sums + (k + half) * columns + l, columns);
+            accumulate(strips + k / kLanes * kStrip + half, panels + l / kColumns * kPanel, width,
+                       kLanes, n, sums + (k + half) * columns + l, columns);
         }
     }
   });
-  if (parts > 1)
-    Parallel(pool, terms, [&](int64_t t) {
-      for (int64_t part = 0; part < parts - 1; ++part)
-        for (int64_t c = t * columns; c < (t + 1) * columns; c += kLanes)
-          Store(result + c, Load(result + c) + Load(partial.get() + part * terms * columns + c));
-    });
+  AddParts(pool, partial.get(), parts - 1, terms * columns, result);
   return ffi::Error::Success();
 }
 

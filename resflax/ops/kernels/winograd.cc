@@ -15,12 +15,12 @@
 #include <cstring>
 
 #include "convolution.h"
+#include "tile.h"
 
 namespace {
 
 constexpr int kTaps = 9;
 constexpr int kPlaces = 16;           // of a transformed tile
-constexpr int kStrip = 14;            // tiles that are multiplied at a time
 constexpr int64_t kSquare = 64;       // channels of a kernel's gradient at a time
 constexpr int64_t kCache = 512 << 10; // bytes of it for what a task transforms
 
@@ -154,25 +154,14 @@ void TransformWeights(const float* w, int64_t tap, int64_t row, int64_t in, floa
   }
 }
 
-// Some tiles by V vectors of output channels. tiles: [in / 16][rows][16];
-// weights: [in][V * 16]; products: [V][rows][16].
+// The products of kRows tiles, in a block of `rows`, with V vectors of output channels.
 template <int V>
-void Multiply(const float* tiles, int64_t rows, int64_t in, const float* weights,
-              float* products) {
-  Vector sums[kStrip][V] = {};
-  for (int64_t c = 0; c < in; c += kLanes, tiles += rows * kLanes)
-#pragma GCC unroll 2
-    for (int l = 0; l < kLanes; ++l, weights += V * kLanes) {
-      Vector w[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) w[v] = Load(weights + v * kLanes);
-#pragma GCC unroll 16
-      for (int t = 0; t < kStrip; ++t)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sums[t][v] += tiles[t * kLanes + l] * w[v];
-    }
-#pragma GCC unroll 16
-  for (int t = 0; t < kStrip; ++t)
+void MultiplyTiles(const float* tiles, int64_t rows, int64_t in, const float* weights,
+                   float* products) {
+  Vector sums[kRows][V] = {};
+  Multiply<V>(tiles, rows * kLanes, weights, in, sums);
+#pragma GCC unroll 14
+  for (int t = 0; t < kRows; ++t)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) Store(products + (v * rows + t) * kLanes, sums[t][v]);
 }
@@ -207,11 +196,11 @@ void Convolve(const ffi::ThreadPool& pool, const Shape& s, const float* x,
     for (int64_t v = 0; v < vectors; ++v)
       transform(i * vectors + v, weights.get() + i * size + v * kLanes, width);
   });
-  int64_t strip = kPlaces * kStrip * (s.in + width) * sizeof(float);
-  int64_t most = std::max<int64_t>(kCache / strip, 1) * kStrip, blocks = (s.tiles + most - 1) / most;
+  int64_t strip = kPlaces * kRows * (s.in + width) * sizeof(float);
+  int64_t most = std::max<int64_t>(kCache / strip, 1) * kRows, blocks = (s.tiles + most - 1) / most;
   Parallel(pool, blocks * s.groups, [&](int64_t i) {
     int64_t group = i % s.groups, first = i / s.groups * most;
-    int64_t n = std::min(most, s.tiles - first), rows = std::max<int64_t>(n, kStrip);
+    int64_t n = std::min(most, s.tiles - first), rows = std::max<int64_t>(n, kRows);
     Block tiles{nullptr, s.in, rows}, products{nullptr, width, rows};
     tiles.data = Scratch(0, kPlaces * tiles.Place());
     products.data = Scratch(1, kPlaces * products.Place());
@@ -221,11 +210,11 @@ void Convolve(const ffi::ThreadPool& pool, const Shape& s, const float* x,
     const float* u = weights.get() + group * (s.out / width) * size;
     for (int64_t o = 0; o < s.out; o += width) {
       for (int64_t place = 0; place < kPlaces; ++place, u += s.in * width)
-        for (int64_t t = 0; t < rows; t += kStrip) {
+        for (int64_t t = 0; t < rows; t += kRows) {
           // The last tiles again with some before them.
-          int64_t at = std::min(t, rows - kStrip) * kLanes;
-          (vectors == 2 ? Multiply<2> : Multiply<1>)(tiles.At(place, 0) + at, rows, s.in, u,
-                                                     products.At(place, 0) + at);
+          int64_t at = std::min(t, rows - kRows) * kLanes;
+          (vectors == 2 ? MultiplyTiles<2> : MultiplyTiles<1>)(tiles.At(place, 0) + at, rows, s.in,
+                                                               u, products.At(place, 0) + at);
         }
       TransformProducts(s, products, first, n, y + group * s.out + o);
     }
@@ -305,28 +294,6 @@ void TransformGradients(const Shape& s, const float* dy, int64_t first, const fl
   }
 }
 
-// Adds to the sums, C input channels by V vectors of output channels, over all tiles.
-template <int C, int V>
-void Accumulate(const float* x, const float* dy, int64_t rows, float* sums_out, int64_t sums_row) {
-  Vector sums[C][V] = {};
-  for (int64_t t = 0; t < rows; ++t, x += kLanes, dy += kLanes) {
-    Vector d[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) d[v] = Load(dy + v * rows * kLanes);
-#pragma GCC unroll 16
-    for (int c = 0; c < C; ++c)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[c][v] += x[c] * d[v];
-  }
-#pragma GCC unroll 16
-  for (int c = 0; c < C; ++c)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      float* to = sums_out + c * sums_row + v * kLanes;
-      Store(to, Load(to) + sums[c][v]);
-    }
-}
-
 // G^T u G of the sums [place][in][out]; taps and rows of the result so many floats apart.
 void TransformSums(const float* sums, int64_t in, int64_t out, float* dw, int64_t tap,
                    int64_t row) {
@@ -389,24 +356,19 @@ ffi::Error WinogradKernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
       TransformGradients(s, gradients + group * s.out + o, first, zeros, changes);
       for (int64_t place = 0; place < kPlaces; ++place) {
         float* to = sums + place * in * out;
-        if (out % (2 * kLanes) == 0) {
-          for (int64_t b = 0; b < out; b += 2 * kLanes)
-            for (int64_t a = 0; a < in; a += 8)
-              Accumulate<8, 2>(tiles.At(place, a / kLanes * kLanes) + a % kLanes,
-                               changes.At(place, b), n, to + a * out + b, out);
-        } else {
-          for (int64_t b = 0; b < out; b += kLanes)
-            for (int64_t a = 0; a < in; a += kLanes)
-              Accumulate<16, 1>(tiles.At(place, a), changes.At(place, b), n, to + a * out + b, out);
-        }
+        int64_t width = out % (2 * kLanes) == 0 ? 2 * kLanes : kLanes;
+        auto accumulate = width == kLanes ? Accumulate<8, 1> : Accumulate<8, 2>;
+        for (int64_t b = 0; b < out; b += width)
+          for (int64_t a = 0; a < in; a += 8)
+            accumulate(tiles.At(place, a / kLanes * kLanes) + a % kLanes, changes.At(place, b),
+                       kLanes, n * kLanes, n, to + a * out + b, out);
       }
     }
     float* target = part ? partial.get() + (part - 1) * size : result;
     TransformSums(sums, in, out, target + c * s.out_channels + group * s.out + o,
                   s.in * s.out_channels, s.out_channels);
   });
-  for (int64_t part = 0; part < parts - 1; ++part)
-    for (int64_t i = 0; i < size; ++i) result[i] += partial[part * size + i];
+  AddParts(pool, partial.get(), parts - 1, size, result);
   return ffi::Error::Success();
 }
 

@@ -1,0 +1,57 @@
+// The innermost loops of products of matrices: a tile of the result is summed in registers.
+
+#ifndef RESFLAX_OPS_KERNELS_TILE_H_
+#define RESFLAX_OPS_KERNELS_TILE_H_
+
+#include "kernels.h"
+
+namespace {
+
+constexpr int kRows = 14;  // of a strip: with two vectors of columns they take 28 of 32 registers
+
+// sums[r][v]: row r of a strip times V vectors of columns. strip: terms / 16 times, `step` floats
+// apart, [kRows][16]; panel: [terms][V * 16].
+template <int V>
+inline void Multiply(const float* strip, int64_t step, const float* panel, int64_t terms,
+                     Vector (&sums)[kRows][V]) {
+  for (int64_t t = 0; t < terms; t += kLanes, strip += step)
+#pragma GCC unroll 2
+    for (int lane = 0; lane < kLanes; ++lane, panel += V * kLanes) {
+      Vector b[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) b[v] = Load(panel + v * kLanes);
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sums[r][v] += strip[r * kLanes + lane] * b[v];
+    }
+}
+
+// Adds to y, C rows `row` floats apart by V vectors, the products of the first C columns of a strip
+// [n][16] with panels, whose rows and vectors are so many floats apart, over n rows of both.
+template <int C, int V>
+inline void Accumulate(const float* strip, const float* panel, int64_t panel_row,
+                       int64_t panel_vector, int64_t n, float* y, int64_t row) {
+  Vector sums[C][V] = {};
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < n; ++i, strip += kLanes, panel += panel_row) {
+    Vector b[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) b[v] = Load(panel + v * panel_vector);
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums[c][v] += strip[c] * b[v];
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      float* to = y + c * row + v * kLanes;
+      Store(to, Load(to) + sums[c][v]);
+    }
+}
+
+}  // namespace
+
+#endif  // RESFLAX_OPS_KERNELS_TILE_H_
