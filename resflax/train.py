@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import optax
 
-from resflax import checkpoint, optimizers, steps, transfer
+from resflax import checkpoint, interruption, optimizers, steps, transfer
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.console import Console
@@ -66,6 +66,7 @@ def train_and_evaluate(
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
 
     with contextlib.ExitStack() as stack:
+        stop_if_asked = stack.enter_context(interruption.deferred())
         # Order of restore: the run's own latest state, then the weights of `init_from`, then none.
         checkpointer = checkpoint.Checkpointer(workdir, config.checkpoint.keep)
         stack.callback(checkpointer.close)
@@ -95,6 +96,7 @@ def train_and_evaluate(
         best = checkpointer.best or (0, -1.0)
         metrics: dict[str, jax.Array] | None = None
         for count, batch in batches.take(_calls(config, step, total_steps, batches)):
+            stop_if_asked()
             last_metrics = metrics
             state, metrics = train_step[count](state, batch)
             # The host reads the last call's metrics while the devices work on this one.

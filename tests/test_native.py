@@ -156,6 +156,23 @@ def test_devices_that_hold_parts_of_the_batch_compute_them_alone():
     assert "resflax_Forward" not in automatic.lower(x, kernel).compile().as_text()
 
 
+FORCED = """
+import jax.numpy as jnp
+from resflax.ops.conv import conv2d
+conv2d(jnp.ones((1, 5, 5, 16)), jnp.ones((1, 1, 16, 16)), lowering="native")
+"""
+
+
+@pytest.mark.parametrize("path", [os.environ["PATH"], ""], ids=["compiler", "no compiler"])
+def test_the_kernels_that_are_asked_for_are_compiled(tmp_path, path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PATH": path, "CXX": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", FORCED], env=environment, capture_output=True, text=True
+    )
+    assert (result.returncode == 0) == bool(path)
+    assert path or "need a C++ compiler" in result.stderr
+
+
 CHOICE = """
 import jax, jax.numpy as jnp
 from resflax.ops.conv import conv2d

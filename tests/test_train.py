@@ -159,7 +159,7 @@ def test_a_call_longer_than_the_evaluations_allow_is_refused(tmp_path):
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):
-    code, errors = stop(tmp_path / "run", signal.SIGINT)
+    code, errors = stop(tmp_path / "run", signal.SIGINT, "--config.train.epochs=1000")
     assert code == 130
     assert f"--workdir {tmp_path / 'run'} goes on" in errors
     assert "Traceback" not in errors

@@ -70,7 +70,7 @@ def call(
     aliases: dict[int, int] | None = None,
     **attributes: Any,
 ) -> Any:
-    """Calls a kernel of HANDLERS; `available` must have been asked.
+    """Calls a kernel of HANDLERS.
 
     Args:
       name: of the kernel.
@@ -78,7 +78,12 @@ def call(
       *arrays: its arguments.
       aliases: which arguments' memory, by their numbers, it puts which results into.
       **attributes: its constants, numbers of numpy.
+
+    Raises:
+      RuntimeError: if the kernels are not there.
     """
+    if not available():
+        raise RuntimeError("There are no compiled kernels: they need a C++ compiler.")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), result)
     kernel = jax.ffi.ffi_call(
         _target(name), shapes, vmap_method="sequential", input_output_aliases=aliases
