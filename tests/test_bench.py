@@ -71,14 +71,15 @@ def contest(names, turns, **settings):
 def test_contenders_take_turns_after_a_warm_up_each():
     turns = []
     results = contest("ab", turns)
-    assert turns == [("a", 1), ("b", 1)] + 3 * [("a", 5), ("b", 5)]
+    warm_ups = [(name, steps) for name in "ab" for steps in (1, rounds.WARM_UP)]
+    assert turns == warm_ups + 3 * [("a", 5), ("b", 5)]
     assert [len(result.seconds) for result in results] == [3, 3]
     assert not any(result.single or result.failure for result in results)
 
 
 def test_costs_are_asked_for_before_the_next_contender_is_built():
     first, second = contest("ab", [])
-    assert (first.costs.memory["peak"], second.costs.memory["peak"]) == (1, 2)
+    assert (first.costs.memory["peak"], second.costs.memory["peak"]) == (2, 4)
 
 
 def test_a_slow_contender_is_measured_once():

@@ -9,6 +9,10 @@ from typing import NamedTuple, Protocol
 # Before each turn: the threads of another library wait busily for a moment after their work.
 PAUSE_SECONDS = 0.02
 
+# Steps after the first that are not counted: until the memory that the process keeps is large
+# enough, each of them has pages mapped anew, which can double its time.
+WARM_UP = 6
+
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
@@ -61,7 +65,7 @@ class Result:
     Attributes:
       peer, form: see Entry.
       seconds: of a step, in every round.
-      single: whether it was so slow that its warm-up is all that was measured.
+      single: whether it was so slow that its first step is all that was measured.
       failure: one line, where it did not run.
       costs: beside time.
     """
@@ -130,6 +134,8 @@ def measure(
         try:
             contender = entry.build()
             first = _seconds_per_step(contender, 1)
+            if first <= max_seconds:
+                contender.run(WARM_UP)
         except RuntimeError as error:  # out of memory; or its compiler failed
             result.failure = (str(error).strip() or type(error).__name__).splitlines()[0]
             tell(f"{entry.name} failed: {result.failure}")
