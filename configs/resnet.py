@@ -2,8 +2,8 @@
 
 python -m resflax.main --config configs/resnet.py[:digits|shapes] [--config.model.shortcut=A]
 
-digits: 99.44 % top-1 after the last epoch with B, seed 0, one run (two of 360 images are wrong: too
-easy a set to tell shortcuts apart); 48 s on 2 CPU cores, compiling included.
+digits: 99.17 +- 0.56 % top-1 after the last epoch with B, mean and standard deviation of the seeds
+0, 1 and 2 (too easy a set to tell shortcuts apart); 25 s on 2 CPU cores, compiling included.
 """
 
 import itertools
