@@ -1,12 +1,13 @@
 // Direct convolutions of NHWC images on a CPU, for narrow groups, as custom calls of XLA.
 //
-// The channels of a group, or 16 channels of several narrow groups, are a slab. The slab of one
+// The channels of a group, or a vector of channels of several narrow groups, are a slab. The slab of one
 // image is copied between zeros into memory that stays in the cache; sums are kept in vector
-// registers: a few pixels by one or two vectors of 16 output channels, over all taps of the kernel.
+// registers: a few pixels by one or two vectors of output channels, over all taps of the kernel.
 // Where groups are narrower than a vector, a vector of pixels is shuffled so that each of its lanes
 // meets the input channels of its own group: no product with a zero is ever computed.
 
 #include <cstring>
+#include <utility>
 
 #include "convolution.h"
 
@@ -29,7 +30,7 @@ bool Describe(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y,
              stride, top, left, groups};
   if (stride > 2) return false;
   int64_t in = s->channels / groups, out = s->out_channels / groups;
-  auto known = [](int64_t n) { return n >= 16 && n <= 256 && (n & (n - 1)) == 0; };
+  auto known = [](int64_t n) { return n >= kLanes && n <= 256 && (n & (n - 1)) == 0; };
   if (known(in) && known(out)) {
     s->slabs = groups, s->in = in, s->out = out, s->narrow = 0;
     return true;
@@ -68,12 +69,13 @@ void Pad(const float* image, int64_t height, int64_t width, int64_t pixel, int64
 }
 
 // Lane l gets the channel `c` of its group of `width` channels.
+template <int width, int c, int... lane>
+inline Vector Spread(Vector x, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(x, x, (lane / width * width + c)...);
+}
 template <int width, int c>
 inline Vector Spread(Vector x) {
-  constexpr auto lane = [](int l) { return l / width * width + c; };
-  return __builtin_shufflevector(x, x, lane(0), lane(1), lane(2), lane(3), lane(4), lane(5),
-                                 lane(6), lane(7), lane(8), lane(9), lane(10), lane(11), lane(12),
-                                 lane(13), lane(14), lane(15));
+  return Spread<width, c>(x, std::make_integer_sequence<int, kLanes>());
 }
 
 template <int width, int c = 0>
@@ -92,7 +94,7 @@ inline void AccumulateNarrow(Vector x, Vector dy, Vector* sums) {
 using Taps = std::vector<int64_t>;
 
 // P pixels of a row, `step` of the input apart, by V vectors of output channels.
-// weights: [tap][in][V * 16]; y: `pixel` floats apart.
+// weights: [tap][in][V * kLanes]; y: `pixel` floats apart.
 template <int P, int V, int in, int step>
 void Wide(const float* x, const Taps& taps, const float* weights, float* y, int64_t pixel) {
   Vector sums[P][V] = {};
@@ -115,7 +117,7 @@ void Wide(const float* x, const Taps& taps, const float* weights, float* y, int6
     for (int v = 0; v < V; ++v) Store(y + p * pixel + v * kLanes, sums[p][v]);
 }
 
-// P pixels by one vector of groups of `width` channels. weights: [tap][width][16].
+// P pixels by one vector of groups of `width` channels. weights: [tap][width][kLanes].
 template <int P, int width, int step>
 void Narrow(const float* x, const Taps& taps, const float* weights, float* y, int64_t pixel) {
   Vector sums[P] = {};
@@ -134,65 +136,84 @@ void Narrow(const float* x, const Taps& taps, const float* weights, float* y, in
 
 using Kernel = void (*)(const float*, const Taps&, const float*, float*, int64_t);
 
-template <int P, int step>
-Kernel WideOf(int64_t in, bool two) {
+template <int P, int V, int in, int step>
+Kernel WideOf() {
+  // For the sums, the weights and a pixel.
+  constexpr bool registers = P * V + V + 1 <= kRegisters;
+  if constexpr (registers && in >= kLanes) return Wide<P, V, in, step>;
+  return nullptr;
+}
+
+template <int P, int V, int step>
+Kernel WideOf(int64_t in) {
   switch (in) {
-    case 16: return two ? Wide<P, 2, 16, step> : Wide<P, 1, 16, step>;
-    case 32: return two ? Wide<P, 2, 32, step> : Wide<P, 1, 32, step>;
-    case 64: return two ? Wide<P, 2, 64, step> : Wide<P, 1, 64, step>;
-    case 128: return two ? Wide<P, 2, 128, step> : Wide<P, 1, 128, step>;
-    case 256: return two ? Wide<P, 2, 256, step> : Wide<P, 1, 256, step>;
+    case 4: return WideOf<P, V, 4, step>();
+    case 8: return WideOf<P, V, 8, step>();
+    case 16: return WideOf<P, V, 16, step>();
+    case 32: return WideOf<P, V, 32, step>();
+    case 64: return WideOf<P, V, 64, step>();
+    case 128: return WideOf<P, V, 128, step>();
+    case 256: return WideOf<P, V, 256, step>();
     default: return nullptr;
   }
+}
+
+template <int P, int width, int step>
+Kernel NarrowOf() {
+  // For the sums, the weights, and pixels as they are and shuffled.
+  constexpr bool registers = P + width + 2 <= kRegisters;
+  if constexpr (registers && width < kLanes) return Narrow<P, width, step>;
+  return nullptr;
 }
 
 template <int P, int step>
 Kernel NarrowOf(int64_t width) {
   switch (width) {
-    case 1: return Narrow<P, 1, step>;
-    case 2: return Narrow<P, 2, step>;
-    case 4: return Narrow<P, 4, step>;
-    case 8: return Narrow<P, 8, step>;
+    case 1: return NarrowOf<P, 1, step>();
+    case 2: return NarrowOf<P, 2, step>();
+    case 4: return NarrowOf<P, 4, step>();
+    case 8: return NarrowOf<P, 8, step>();
     default: return nullptr;
   }
 }
 
-template <int P>
-Kernel KernelOf(int64_t in, int64_t narrow, bool two, int64_t step) {
-  if (step == 1) return narrow ? NarrowOf<P, 1>(narrow) : WideOf<P, 1>(in, two);
-  if (step == 2) return narrow ? NarrowOf<P, 2>(narrow) : WideOf<P, 2>(in, two);
-  return nullptr;
+// nullptr where there are too few registers.
+template <int P, int step>
+Kernel KernelOf(int64_t in, int64_t narrow, bool two) {
+  if (narrow) return NarrowOf<P, step>(narrow);
+  return two ? WideOf<P, 2, step>(in) : WideOf<P, 1, step>(in);
 }
+
+using Pixels = std::integer_sequence<int, 14, 8, 7, 5, 4, 2, 1>;
 
 // The kernel for rows of n pixels: with the fewest sums that are computed twice, then the most
 // pixels at a time.
-Kernel Choose(int64_t n, int64_t in, int64_t narrow, bool two, int64_t step, int64_t* pixels) {
-  int64_t best = -1;
-  for (int64_t p : {14, 8, 7, 4, 2, 1}) {
-    if (p > n) continue;
+template <int... P>
+Kernel Choose(int64_t n, int64_t in, int64_t narrow, bool two, int64_t step, int64_t* pixels,
+              std::integer_sequence<int, P...>) {
+  const std::pair<int64_t, Kernel> kernels[] = {
+      {P, step == 1 ? KernelOf<P, 1>(in, narrow, two) : KernelOf<P, 2>(in, narrow, two)}...};
+  Kernel best = nullptr;
+  int64_t least = 0;
+  for (auto [p, kernel] : kernels) {
+    if (kernel == nullptr || p > n) continue;
     int64_t work = (n + p - 1) / p * p;
     // A few pixels leave the multipliers waiting for the sums.
-    if (p < 7) work = work * 3 / 2;
-    if (best < 0 || work < best) best = work, *pixels = p;
+    if (p <= kRegisters / 5) work = work * 3 / 2;
+    if (best == nullptr || work < least) best = kernel, least = work, *pixels = p;
   }
-  switch (*pixels) {
-    case 14: return KernelOf<14>(in, narrow, two, step);
-    case 8: return KernelOf<8>(in, narrow, two, step);
-    case 7: return KernelOf<7>(in, narrow, two, step);
-    case 4: return KernelOf<4>(in, narrow, two, step);
-    case 2: return KernelOf<2>(in, narrow, two, step);
-    default: return KernelOf<1>(in, narrow, two, step);
-  }
+  return best;
 }
 
 // rows x columns output pixels of a slab, out of its padded images.
-// weights: [out / (V * 16)][tap][in or narrow][V * 16]; y: pixels and rows so many floats apart.
+// weights: [out / (V * kLanes)][tap][in or narrow][V * kLanes]; y: pixels and rows so many floats
+// apart.
 void Compute(const float* padded, int64_t padded_width, int64_t in, int64_t out, int64_t narrow,
              int64_t step, const Taps& taps, const float* weights, int64_t rows, int64_t columns,
              float* y, int64_t row, int64_t pixel) {
   int64_t pixels = 1;
   bool two = !narrow && out % (2 * kLanes) == 0;
-  Kernel kernel = Choose(columns, in, narrow, two, step, &pixels);
+  Kernel kernel = Choose(columns, in, narrow, two, step, &pixels, Pixels());
   int64_t block = two ? 2 * kLanes : kLanes;
   int64_t weights_of_block = taps.size() * (narrow ? narrow : in) * block;
   // The weights of a block stay in the cache for all rows.
@@ -378,13 +399,13 @@ void AccumulateTaps(const Shape& s, const float* x, int64_t padded_width, const 
     }
     if (s.out % (2 * kLanes) == 0) {
       for (int64_t o = 0; o < s.out; o += 2 * kLanes)
-        for (int64_t c = 0; c < s.in; c += 8)
-          Accumulate<8, 2>(from + c, x_row, x_pixel, dy + o, s.out, rows, s.out_width,
+        for (int64_t c = 0; c < s.in; c += kTerms)
+          Accumulate<kTerms, 2>(from + c, x_row, x_pixel, dy + o, s.out, rows, s.out_width,
                            to + c * sums_row + o, sums_row);
     } else {
       for (int64_t o = 0; o < s.out; o += kLanes)
         for (int64_t c = 0; c < s.in; c += kLanes)
-          Accumulate<16, 1>(from + c, x_row, x_pixel, dy + o, s.out, rows, s.out_width,
+          Accumulate<kLanes, 1>(from + c, x_row, x_pixel, dy + o, s.out, rows, s.out_width,
                             to + c * sums_row + o, sums_row);
     }
   }

@@ -1,6 +1,7 @@
 // What the kernels have in common: vectors, memory and threads.
 //
-// Vectors are those of GCC and Clang, of 16 floats: one AVX-512 register, two of AVX, four of NEON.
+// Vectors are those of GCC and Clang, of as many floats as a register holds: a compiler takes wider
+// ones apart, and through memory. How much is summed at a time follows from the registers.
 
 #ifndef RESFLAX_OPS_KERNELS_KERNELS_H_
 #define RESFLAX_OPS_KERNELS_KERNELS_H_
@@ -23,8 +24,19 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int kLanes = 16;
-typedef float Vector __attribute__((vector_size(64), aligned(4)));
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRegisters = 32;
+#else
+constexpr int kLanes = 4, kRegisters = 16;
+#endif
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+
+// Rows of a product that is summed with two vectors of columns: half of the registers.
+constexpr int kTerms = std::min(kRegisters / 4, kLanes);
 
 inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
@@ -38,15 +50,14 @@ inline bool Streams(const float* result, size_t floats) {
   return floats * sizeof(float) > kStreamed && reinterpret_cast<uintptr_t>(result) % 64 == 0;
 }
 
-// Stores a whole line of what `Streams` says is `streamed`; see Streamed.
+// Stores a part of what `Streams` says is `streamed`, whose line should be completed next; see
+// Streamed.
 inline void StoreOnce(float* p, Vector v, bool streamed) {
   if (!streamed) return Store(p, v);
 #if defined(__AVX512F__)
   _mm512_stream_ps(p, reinterpret_cast<__m512&>(v));
 #elif defined(__AVX__)
-  const float* lanes = reinterpret_cast<const float*>(&v);
-  _mm256_stream_ps(p, _mm256_loadu_ps(lanes));
-  _mm256_stream_ps(p + 8, _mm256_loadu_ps(lanes + 8));
+  _mm256_stream_ps(p, reinterpret_cast<__m256&>(v));
 #else
   Store(p, v);
 #endif

@@ -29,7 +29,7 @@ struct Shape {
 bool Fits(ffi::AnyBuffer::Dimensions shape) { return shape.size() == 4 && shape[3] % kLanes == 0; }
 
 ffi::Error Unsupported() {
-  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "the channels must fill vectors of 16");
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "the channels must fill vectors");
 }
 
 // Calls visit(at, image, channel, sums) for each vector of the images, at float `at`; it adds its

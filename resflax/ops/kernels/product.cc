@@ -21,7 +21,7 @@ inline void Prefetch(const float* from, int64_t floats) {
 bool Fits(int64_t terms, int64_t columns) { return terms % kLanes == 0 && columns % kLanes == 0; }
 
 ffi::Error Unsupported() {
-  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rows must fill vectors of 16");
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rows must fill vectors");
 }
 
 // b [terms, columns], or the transposed of [columns, terms], as panels [terms][width].
@@ -105,7 +105,6 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
   constexpr int64_t kChunk = 128;  // rows at a time
   // No power of two: the strips of a row would all be copied to the same places of the cache.
   constexpr int64_t kStrip = (kChunk + 1) * kLanes, kPanel = kChunk * kColumns + kLanes;
-  constexpr int kTerms = kLanes / 2;
   int64_t columns = b.dimensions().back(), terms = a.dimensions().back();
   if (!Fits(terms, columns)) return Unsupported();
   int64_t rows = a.element_count() / terms;

@@ -7,10 +7,11 @@
 
 namespace {
 
-constexpr int kRows = 14;  // of a strip: with two vectors of columns they take 28 of 32 registers
+// Rows of a strip: with two vectors of columns they take 28 of 32 registers, or 12 of 16.
+constexpr int kRows = kRegisters == 32 ? 14 : 6;
 
-// sums[r][v]: row r of a strip times V vectors of columns. strip: terms / 16 times, `step` floats
-// apart, [kRows][16]; panel: [terms][V * 16].
+// sums[r][v]: row r of a strip times V vectors of columns. strip: terms / kLanes times, `step`
+// floats apart, [kRows][kLanes]; panel: [terms][V * kLanes].
 template <int V>
 inline void Multiply(const float* strip, int64_t step, const float* panel, int64_t terms,
                      Vector (&sums)[kRows][V]) {
@@ -28,7 +29,7 @@ inline void Multiply(const float* strip, int64_t step, const float* panel, int64
 }
 
 // Adds to y, C rows `row` floats apart by V vectors, the products of the first C columns of a strip
-// [n][16] with panels, whose rows and vectors are so many floats apart, over n rows of both.
+// [n][kLanes] with panels, whose rows and vectors are so many floats apart, over n rows of both.
 template <int C, int V>
 inline void Accumulate(const float* strip, const float* panel, int64_t panel_row,
                        int64_t panel_vector, int64_t n, float* y, int64_t row) {

@@ -13,6 +13,7 @@
 //         0 -1  0  1           0   0   1
 
 #include <cstring>
+#include <utility>
 
 #include "convolution.h"
 #include "tile.h"
@@ -55,7 +56,7 @@ Place PlaceOf(const Shape& s, int64_t tile) {
   return {line / s.tile_rows, line % s.tile_rows * 2, tile % s.tile_columns * 2};
 }
 
-// A block of transformed tiles, [place][channels / 16][rows][16], whose rows are tiles.
+// A block of transformed tiles, [place][channels / kLanes][rows][kLanes], whose rows are tiles.
 struct Block {
   float* data;
   int64_t channels, rows;
@@ -128,7 +129,7 @@ void TransformProducts(const Shape& s, const Block& products, int64_t first, int
   }
 }
 
-// G w G^T of `in` x 16 weights, taps and rows so many floats apart. to: [place][in][row]
+// G w G^T of `in` x kLanes weights, taps and rows so many floats apart. to: [place][in][row]
 void TransformWeights(const float* w, int64_t tap, int64_t row, int64_t in, float* to,
                       int64_t to_row) {
   for (int64_t c = 0; c < in; ++c, w += row, to += to_row) {
@@ -166,25 +167,30 @@ void MultiplyTiles(const float* tiles, int64_t rows, int64_t in, const float* we
     for (int v = 0; v < V; ++v) Store(products + (v * rows + t) * kLanes, sums[t][v]);
 }
 
-// Where a vector has its lanes in the other order: row i, lane j of a 16x16 matrix becomes row j,
-// lane i by four times shuffling rows together that are half the matrix apart.
+// The lanes of two vectors in turn, from the lane `first` on.
+template <int first, int... lane>
+inline Vector Interleave(Vector a, Vector b, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(a, b, (first + lane / 2 + lane % 2 * kLanes)...);
+}
+
+// Row i, lane j of a square matrix becomes row j, lane i by shuffling rows together that are half
+// the matrix apart, as often as doubling makes the number of lanes.
 void Transpose(Vector* rows) {
-  for (int round = 0; round < 4; ++round) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
+  for (int doubled = 1; doubled < kLanes; doubled *= 2) {
     Vector next[kLanes];
 #pragma GCC unroll 8
     for (int i = 0; i < kLanes / 2; ++i) {
       Vector a = rows[i], b = rows[i + kLanes / 2];
-      next[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22,
-                                            7, 23);
-      next[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
-                                                14, 30, 15, 31);
+      next[2 * i] = Interleave<0>(a, b, lanes);
+      next[2 * i + 1] = Interleave<kLanes / 2>(a, b, lanes);
     }
     std::copy(next, next + kLanes, rows);
   }
 }
 
-// The convolution of x that gives out y. transform(vector, to, row) transforms the weights of 16
-// output channels, the vector-th of all groups', to [place][in][row].
+// The convolution of x that gives out y. transform(vector, to, row) transforms the weights of a
+// vector of output channels, the vector-th of all groups', to [place][in][row].
 template <typename Transform>
 void Convolve(const ffi::ThreadPool& pool, const Shape& s, const float* x,
               const Transform& transform, float* y) {
@@ -357,9 +363,9 @@ ffi::Error WinogradKernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
       for (int64_t place = 0; place < kPlaces; ++place) {
         float* to = sums + place * in * out;
         int64_t width = out % (2 * kLanes) == 0 ? 2 * kLanes : kLanes;
-        auto accumulate = width == kLanes ? Accumulate<8, 1> : Accumulate<8, 2>;
+        auto accumulate = width == kLanes ? Accumulate<kTerms, 1> : Accumulate<kTerms, 2>;
         for (int64_t b = 0; b < out; b += width)
-          for (int64_t a = 0; a < in; a += 8)
+          for (int64_t a = 0; a < in; a += kTerms)
             accumulate(tiles.At(place, a / kLanes * kLanes) + a % kLanes, changes.At(place, b),
                        kLanes, n * kLanes, n, to + a * out + b, out);
       }
