@@ -1,6 +1,7 @@
 """Tests of the compiled convolutions against XLA's own, in value and in both gradients."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,25 @@ def test_the_kernels_that_are_asked_for_are_compiled(tmp_path, path):
     )
     assert (result.returncode == 0) == bool(path)
     assert path or "need a C++ compiler" in result.stderr
+
+
+@pytest.mark.parametrize("without", ["avx512f", "avx"])
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these vectors are of x86")
+def test_processors_of_narrower_vectors(tmp_path, without):
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    macros = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if f"__{without.upper()}__" not in macros:
+        pytest.skip("this processor's are no wider")
+    wrapper = tmp_path / "c++"
+    wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" -mno-{without}\n')
+    wrapper.chmod(0o755)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": str(wrapper)}
+    tests = "every_width or many_channels or products"
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", __file__, "-k", tests]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert len(list(tmp_path.glob("resflax/*.so"))) == 1
 
 
 CHOICE = """

@@ -202,22 +202,52 @@ class BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x = x.astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         if self.use_running_average:
             means, batch_mean, batch_var = None, mean.value, var.value
         else:
             x, means, squares = norm_ops.moments(x)
-            batch_mean, square = jnp.mean(means, axis=0), jnp.mean(squares, axis=0)
-            if self.axis_name is not None and not self.is_initializing():
-                batch_mean, square = lax.pmean((batch_mean, square), self.axis_name)
-            batch_var = jnp.maximum(square - jnp.square(batch_mean), 0.0)
+            axis_name = None if self.is_initializing() else self.axis_name
+            batch_mean, batch_var = _statistics(means, squares, axis_name)
             if not self.is_initializing():
-                mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
-                var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
-        scale = lax.rsqrt(batch_var + self.epsilon)
+                mean.value = _average(mean.value, batch_mean, self.momentum)
+                var.value = _average(var.value, batch_var, self.momentum)
+        scale = None
         if self.use_scale:
-            scale *= self.param("scale", self.scale_init, shape, jnp.float32)
-        shift = self.param("bias", nn.initializers.zeros, shape, jnp.float32) - batch_mean * scale
-        return Affine(x, scale[None], shift[None], means)
+            scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        factor, shift = _coefficients(batch_mean, batch_var, scale, bias, self.epsilon)
+        return Affine(x, factor, shift, means)
+
+
+# Compiled apart, so that they are traced once for all layers of as many channels, which takes a
+# fifth of the time from a network's tracing. XLA sees no difference.
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _statistics(
+    means: jax.Array, squares: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """The batch's mean and variance of each channel, of those of its images and their squares."""
+    mean, square = jnp.mean(means, axis=0), jnp.mean(squares, axis=0)
+    if axis_name is not None:
+        mean, square = lax.pmean((mean, square), axis_name)
+    return mean, jnp.maximum(square - jnp.square(mean), 0.0)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _average(running: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
+    return momentum * running + (1 - momentum) * new
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _coefficients(
+    mean: jax.Array, var: jax.Array, scale: jax.Array | None, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
+    """What images are multiplied by, and what is added, [1, C] each."""
+    factor = lax.rsqrt(var + epsilon)
+    if scale is not None:
+        factor *= scale
+    return factor[None], (bias - mean * factor)[None]
 
 
 class GroupNorm(nn.Module):

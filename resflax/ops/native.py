@@ -5,6 +5,7 @@ in the user's cache folder. Where there is no compiler nothing is lost but time.
 RESFLAX_NATIVE=0 to do without them.
 """
 
+import concurrent.futures
 import ctypes
 import functools
 import hashlib
@@ -34,7 +35,7 @@ HANDLERS = (
     "Product",
     "ProductGradient",
 )
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC")
 
 
 def usable() -> bool:
@@ -109,10 +110,9 @@ def _compiled() -> pathlib.Path:
         raise FileNotFoundError("there is no C++ compiler.")
     # What the compiler predefines tells its version and the processor's instructions: home folders
     # are shared by unlike machines.
-    macros = subprocess.run(
-        [compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True
-    ).stdout
+    macros = _run(compiler, "-dM", "-E", "-x", "c++", os.devnull)
     files = sorted(SOURCES.iterdir())
+    sources = [file for file in files if file.suffix == ".cc"]
     texts = [file.read_bytes() for file in files]
     identity = hashlib.sha256(b"\0".join([*texts, macros, jax.__version__.encode()]))
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resflax"
@@ -120,12 +120,22 @@ def _compiled() -> pathlib.Path:
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = pathlib.Path(scratch) / library.name
-            sources = [file for file in files if file.suffix == ".cc"]
-            subprocess.run(
-                [compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), "-o", made, *sources],
-                capture_output=True,
-                check=True,
-            )
-            made.replace(library)  # at once: another process may be doing the same
+            made = pathlib.Path(scratch)
+            objects = [made / f"{file.stem}.o" for file in sources]
+            flags = ("-c", "-isystem", jax.ffi.include_dir())
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                jobs = [
+                    pool.submit(_run, compiler, *flags, file, "-o", target)
+                    for file, target in zip(sources, objects, strict=True)
+                ]
+            for job in jobs:
+                job.result()
+            _run(compiler, "-shared", *objects, "-o", made / library.name)
+            (made / library.name).replace(library)  # at once: another process may be doing the same
     return library
+
+
+def _run(compiler: str, *arguments: str | pathlib.Path) -> bytes:
+    """What the compiler prints."""
+    command = [compiler, *_FLAGS, *arguments]
+    return subprocess.run(command, capture_output=True, check=True).stdout

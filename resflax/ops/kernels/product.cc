@@ -34,10 +34,13 @@ void Pack(const float* b, int64_t terms, int64_t columns, bool transposed, int64
       std::memcpy(to + t * width, from + t * columns, width * sizeof(float));
     return;
   }
-  for (int64_t t = 0; t < terms; t += kLanes)
-    for (int64_t c = 0; c < width; ++c)
-      for (int64_t lane = 0; lane < kLanes; ++lane)
-        to[(t + lane) * width + c] = from[c * terms + t + lane];
+  for (int64_t c = 0; c < width; c += kLanes)
+    for (int64_t t = 0; t < terms; t += kLanes) {
+      Vector square[kLanes];
+      for (int i = 0; i < kLanes; ++i) square[i] = Load(from + (c + i) * terms + t);
+      Transpose(square);
+      for (int i = 0; i < kLanes; ++i) Store(to + (t + i) * width + c, square[i]);
+    }
 }
 
 // A strip's products with a panel of V vectors, of as many rows as there are.
@@ -103,8 +106,10 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
                            ffi::ResultBuffer<ffi::F32> y) {
   constexpr int64_t kTile = 256;   // terms and columns of a task
   constexpr int64_t kChunk = 128;  // rows at a time
+  // Of a strip: with two vectors of columns, half of the registers or more.
+  constexpr int kTerms = std::min(kRegisters == 32 ? 8 : 6, kLanes);
   // No power of two: the strips of a row would all be copied to the same places of the cache.
-  constexpr int64_t kStrip = (kChunk + 1) * kLanes, kPanel = kChunk * kColumns + kLanes;
+  constexpr int64_t kStrip = kChunk * kTerms + kLanes, kPanel = kChunk * kColumns + kLanes;
   int64_t columns = b.dimensions().back(), terms = a.dimensions().back();
   if (!Fits(terms, columns)) return Unsupported();
   int64_t rows = a.element_count() / terms;
@@ -124,16 +129,20 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
     sums += t * columns + c;
     for (int64_t k = 0; k < tile_terms; ++k)
       std::memset(sums + k * columns, 0, tile_columns * sizeof(float));
-    float* strips = Scratch(0, kTile / kLanes * kStrip);
+    float* strips = Scratch(0, (kTile + kTerms - 1) / kTerms * kStrip);
     float* panels = Scratch(1, kTile / kColumns * kPanel);
     int64_t last = (part + 1) * rows / parts;
-    int64_t calls = tile_terms / kLanes * ((tile_columns + kColumns - 1) / kColumns);
+    int64_t calls = (tile_terms + kTerms - 1) / kTerms * ((tile_columns + kColumns - 1) / kColumns);
     for (int64_t start = part * rows / parts; start < last; start += kChunk) {
       int64_t n = std::min(kChunk, last - start);
       for (int64_t r = 0; r < n; ++r) {
         const float* from = first + (start + r) * terms + t;
-        for (int64_t k = 0; k < tile_terms; k += kLanes)
-          Store(strips + k / kLanes * kStrip + r * kLanes, Load(from + k));
+        float* to = strips + r * kTerms;
+        int64_t k = 0;
+        // What a vector has too much of, the next row or strip overwrites.
+        for (; k + kLanes <= tile_terms; k += kTerms, to += kStrip) Store(to, Load(from + k));
+        for (; k < tile_terms; k += kTerms, to += kStrip)
+          std::copy(from + k, from + std::min<int64_t>(k + kTerms, tile_terms), to);
         from = second + (start + r) * columns + c;
         for (int64_t l = 0; l < tile_columns; l += kLanes) {
           int64_t width = std::min(kColumns, tile_columns - l / kColumns * kColumns);
@@ -142,16 +151,15 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
       }
       int64_t next = start + n, ahead = std::min(kChunk, last - next), call = 0;
       for (int64_t l = 0; l < tile_columns; l += kColumns)
-        for (int64_t k = 0; k < tile_terms; k += kLanes) {
+        for (int64_t k = 0; k < tile_terms; k += kTerms) {
           for (++call; next < start + n + ahead * call / calls; ++next) {
             Prefetch(first + next * terms + t, tile_terms);
             Prefetch(second + next * columns + c, tile_columns);
           }
           int64_t width = std::min(kColumns, tile_columns - l);
           auto accumulate = width == kColumns ? Accumulate<kTerms, 2> : Accumulate<kTerms, 1>;
-          for (int64_t half = 0; half < kLanes; half += kTerms)
-            accumulate(strips + k / kLanes * kStrip + half, panels + l / kColumns * kPanel, width,
-                       kLanes, n, sums + (k + half) * columns + l, columns);
+          accumulate(strips + k / kTerms * kStrip, kTerms, panels + l / kColumns * kPanel, width,
+                     kLanes, n, tile_terms - k, sums + k * columns + l, columns);
         }
     }
   });

@@ -13,7 +13,6 @@
 //         0 -1  0  1           0   0   1
 
 #include <cstring>
-#include <utility>
 
 #include "convolution.h"
 #include "tile.h"
@@ -165,28 +164,6 @@ void MultiplyTiles(const float* tiles, int64_t rows, int64_t in, const float* we
   for (int t = 0; t < kRows; ++t)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) Store(products + (v * rows + t) * kLanes, sums[t][v]);
-}
-
-// The lanes of two vectors in turn, from the lane `first` on.
-template <int first, int... lane>
-inline Vector Interleave(Vector a, Vector b, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(a, b, (first + lane / 2 + lane % 2 * kLanes)...);
-}
-
-// Row i, lane j of a square matrix becomes row j, lane i by shuffling rows together that are half
-// the matrix apart, as often as doubling makes the number of lanes.
-void Transpose(Vector* rows) {
-  constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
-  for (int doubled = 1; doubled < kLanes; doubled *= 2) {
-    Vector next[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      Vector a = rows[i], b = rows[i + kLanes / 2];
-      next[2 * i] = Interleave<0>(a, b, lanes);
-      next[2 * i + 1] = Interleave<kLanes / 2>(a, b, lanes);
-    }
-    std::copy(next, next + kLanes, rows);
-  }
 }
 
 // The convolution of x that gives out y. transform(vector, to, row) transforms the weights of a
@@ -366,8 +343,8 @@ ffi::Error WinogradKernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
         auto accumulate = width == kLanes ? Accumulate<kTerms, 1> : Accumulate<kTerms, 2>;
         for (int64_t b = 0; b < out; b += width)
           for (int64_t a = 0; a < in; a += kTerms)
-            accumulate(tiles.At(place, a / kLanes * kLanes) + a % kLanes, changes.At(place, b),
-                       kLanes, n * kLanes, n, to + a * out + b, out);
+            accumulate(tiles.At(place, a / kLanes * kLanes) + a % kLanes, kLanes,
+                       changes.At(place, b), kLanes, n * kLanes, n, kTerms, to + a * out + b, out);
       }
     }
     float* target = part ? partial.get() + (part - 1) * size : result;
