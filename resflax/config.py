@@ -18,11 +18,14 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from resflax.data.sources import SOURCES
+from resflax.data import augmentation, mixing
+from resflax.data.resident import PLACEMENTS
+from resflax.data.sources import CROPS, SOURCES
 from resflax.models import create_model, override_names
 from resflax.parallel import MODES
 
-SCHEDULES = ("cosine", "step")
+SCHEDULES = ("cosine", "step", "exponential")
+OPTIMIZERS = ("sgd", "rmsprop")
 BN_AXES = ("device", "global")
 DTYPES = ("float32", "bfloat16")
 
@@ -88,10 +91,19 @@ def base() -> ml_collections.ConfigDict:
     model.dtype = "float32"  # of the computation | bfloat16
 
     data = config.data = ml_collections.ConfigDict()
-    data.source = "digits"  # digits | shapes | folder
+    data.source = "digits"  # digits | shapes | folder | arrays | tfds
     data.image_size = 16  # pixels, both sides
     data.mean = ()  # of each channel, on a scale of 0 to 1; (): that of the training images
     data.std = ()  # standard deviation, likewise
+    data.placement = "auto"  # device: the images live there | host | auto: device, if they fit
+    data.crop = "center"  # of files: once, kept in memory | resized: Inception's | scale: He's
+    data.crop_scale = (0.08, 1.0)  # of 'resized': its area, as shares of the image's
+    data.crop_ratio = (3 / 4, 4 / 3)  # of 'resized': its width over its height
+    data.crop_shorter = (256, 480)  # of 'scale': the image's shorter side before, pixels
+    data.eval_resize = 0  # the shorter side of a file's image before the center is cut, pixels;
+    # 0: image_size
+    data.threads = 0  # that decode; 0: as many as there are cores
+    data.max_bad = 0.001  # share of the files that may be unreadable
     data.shapes = ml_collections.ConfigDict()  # of the source 'shapes' only
     data.shapes.num_train = 8000  # images
     data.shapes.num_test = 1000  # images
@@ -103,9 +115,36 @@ def base() -> ml_collections.ConfigDict:
     data.folder.val_share = 0.2  # of the images, where there is no val/
     data.folder.seed = 0  # of which they are
 
+    data.tfds = ml_collections.ConfigDict()  # of the source 'tfds' only
+    data.tfds.name = ""  # NAME, NAME/CONFIG or NAME:VERSION
+    data.tfds.data_dir = ""  # where data sets are prepared; "": $TFDS_DATA_DIR or its default
+    data.tfds.train_split = ""  # "": that of the data set's defaults, or 'train'
+    data.tfds.test_split = ""  # likewise, or 'test'
+
+    data.arrays = ml_collections.ConfigDict()  # of the source 'arrays' only
+    data.arrays.path = ""  # .npz, directory of .npy or IDX files, or the name of a prepared set
+
     augment = config.augment = ml_collections.ConfigDict()
     augment.crop_padding = 0  # pixels around the image before a random crop
     augment.flip = False  # half of the images mirrored
+    augment.resized_scale = ()  # least and most area of a random part, as shares; (): the whole
+    augment.resized_ratio = (3 / 4, 4 / 3)  # least and most ratio of its width to its height
+    augment.rand_augment_layers = 0  # RandAugment's operations on an image; 0: off
+    augment.rand_augment_magnitude = 9.0  # of them, 0 to 10
+    augment.brightness = 0.0  # jitter: factors within this distance of 1; so the next two
+    augment.contrast = 0.0
+    augment.saturation = 0.0
+    augment.hue = 0.0  # turn on the colour circle, to either side; 0.5 is all of it
+    augment.lighting = 0.0  # standard deviation of AlexNet's noise; 0.1 in the papers
+    augment.erasing = 0.0  # probability that a random rectangle is erased
+    augment.erasing_area = (0.02, 0.4)  # least and most area of it, as shares
+    augment.erasing_ratio = 0.3  # least ratio of its height to its width; the most is the inverse
+    augment.erasing_fill = "mean"  # mean | noise
+    augment.cutout = 0  # side of a square of zeros, pixels
+
+    mix = config.mix = ml_collections.ConfigDict()
+    mix.mixup = 0.0  # alpha of mixup; 0: off
+    mix.cutmix = 0.0  # alpha of CutMix; 0: off; with both on, each has half of the batches
 
     train = config.train = ml_collections.ConfigDict()
     train.batch_size = 128  # images a step, over all devices
@@ -117,12 +156,16 @@ def base() -> ml_collections.ConfigDict:
     train.ema_decay = 0.0  # share of the averaged parameters that a step keeps; 0: no average
 
     optim = config.optim = ml_collections.ConfigDict()
+    optim.name = "sgd"  # sgd | rmsprop
     optim.lr = 0.1  # peak learning rate per 256 images of a batch
-    optim.schedule = "cosine"  # to zero | step
+    optim.schedule = "cosine"  # to zero | step | exponential
     optim.warmup_epochs = 0.0  # epochs of linear growth from zero
-    optim.step_epochs = ()  # epochs after which 'step' multiplies the rate
-    optim.step_factor = 0.1  # by this
-    optim.momentum = 0.9  # of SGD
+    optim.step_epochs = ()  # epochs after which 'step' multiplies the rate by step_factor
+    optim.decay_epochs = 2.0  # epochs after each of which 'exponential' does
+    optim.step_factor = 0.1
+    optim.momentum = 0.9
+    optim.rms_decay = 0.9  # share of the mean square of the gradient that a step keeps
+    optim.rms_epsilon = 1.0  # added to it
     optim.nesterov = True  # or plain momentum
     optim.weight_decay = 1e-4  # coupled L2: added to the gradient
     optim.decay_norm_and_bias = True  # decay these too, as the papers' code does
@@ -185,6 +228,9 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         raise ConfigError(f"config.model: {error}") from None
     _choice(config, "model.bn_axis", BN_AXES)
     _choice(config, "data.source", SOURCES)
+    _choice(config, "data.placement", PLACEMENTS)
+    _choice(config, "data.crop", CROPS)
+    _choice(config, "optim.name", OPTIMIZERS)
     _choice(config, "optim.schedule", SCHEDULES)
     _pattern(config, "train.trainable")
     _choice(config, "parallel.mode", MODES)
@@ -200,18 +246,36 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         "data.shapes.num_test",
     ):
         _at_least(config, field, 1)
-    for field in ("optim.warmup_epochs", "optim.weight_decay", "optim.clip_norm", "optim.lr"):
+    for field in (
+        "optim.warmup_epochs",
+        "optim.weight_decay",
+        "optim.clip_norm",
+        "optim.lr",
+        "optim.decay_epochs",
+        "optim.rms_epsilon",
+    ):
         _at_least(config, field, 0)
-    _at_least(config, "augment.crop_padding", 0)
+    try:
+        augmentation.augmenter(lambda images: images, **config.augment)
+        mixing.mixer(**config.mix)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from None
     _at_least(config, "train.aux_weight", 0)
     _between(config, "data.folder.val_share", 0.0, 1.0)
+    _between(config, "data.max_bad", 0.0, 1.0)
+    for field in ("data.threads", "data.eval_resize"):
+        _at_least(config, field, 0)
+    for field, least in (("crop_scale", 0.0), ("crop_ratio", 0.0), ("crop_shorter", 1)):
+        _interval(config, f"data.{field}", least)
+    _sizes(config)
     if len(config.data.mean) != len(config.data.std) or min(config.data.std, default=1.0) <= 0:
         raise ConfigError(
             f"config.data.mean {config.data.mean} and config.data.std {config.data.std} must be a "
             "number for each channel, the latter positive, or ()."
         )
     _at_least(config, "data.image_size", 16 if config.data.source == "shapes" else 8)
-    for field in ("train.label_smoothing", "train.ema_decay", "optim.momentum"):
+    shares = "train.label_smoothing", "train.ema_decay", "optim.momentum", "optim.rms_decay"
+    for field in shares:
         _between(config, field, 0.0, 1.0)
     if not 0.0 <= config.data.shapes.difficulty <= 1.0:
         raise ConfigError(f"data.shapes.difficulty {config.data.shapes.difficulty}: from 0 to 1.")
@@ -349,3 +413,25 @@ def _between(config: ml_collections.ConfigDict, field: str, low: float, high: fl
     value = _get(config, field)
     if not low <= value < high:
         raise ConfigError(f"config.{field} {value} must be at least {low} and less than {high}.")
+
+
+def _interval(config: ml_collections.ConfigDict, field: str, least: float) -> None:
+    value = _get(config, field)
+    if len(value) != 2 or not least <= value[0] <= value[1]:
+        raise ConfigError(
+            f"config.{field} {value} must be two numbers from {least} on, the first not the larger."
+        )
+
+
+def _sizes(config: ml_collections.ConfigDict) -> None:
+    """An image must not be smaller than what is cut from it."""
+    data = config.data
+    sides = {"eval_resize": data.eval_resize or data.image_size}
+    if data.crop == "scale":
+        sides["crop_shorter"] = data.crop_shorter[0]
+    for field, side in sides.items():
+        if side < data.image_size:
+            raise ConfigError(
+                f"config.data.{field} {_get(config, f'data.{field}')} must be at least "
+                f"config.data.image_size {data.image_size}."
+            )

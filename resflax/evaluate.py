@@ -48,7 +48,7 @@ def evaluator(
     def evaluate(variables: Any) -> dict[str, float]:
         sums: list[dict[str, jax.Array]] = [
             eval_step(variables, parallel.put(batch))
-            for batch in pipeline.eval_batches(dataset.test, batch_size)
+            for batch in pipeline.eval_batches(dataset.test, batch_size, dataset.threads)
         ]
         # Added on the host, in double precision, after all batches have been dispatched.
         fetched = [step for batch in sums for step in parallel.fetch(batch)]

@@ -10,17 +10,18 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
     Args:
       logits: float32 [N, K].
-      labels: int [N].
+      labels: int [N]; or the classes' probabilities, float32 [N, K].
       label_smoothing: probability spread evenly over all K classes, the true one included
         (Szegedy 2015, arXiv 1512.00567, Section 7).
 
     Returns:
       float32 [N].
     """
-    if not label_smoothing:
+    is_class = labels.ndim == 1
+    if is_class and not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+    targets = jax.nn.one_hot(labels, logits.shape[-1]) if is_class else labels
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
 
 
 def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:

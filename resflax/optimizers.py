@@ -22,6 +22,9 @@ def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
     total = round(epochs * steps_per_epoch)
     if config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, max(1, total - warmup))
+    elif config.schedule == "exponential":
+        steps = max(1, round(config.decay_epochs * steps_per_epoch))
+        decay = optax.exponential_decay(peak, steps, config.step_factor, staircase=True)
     else:
         drops = {
             round(e * steps_per_epoch) - warmup: config.step_factor for e in config.step_epochs
@@ -37,10 +40,11 @@ def optimizer(
     schedule: optax.Schedule,
     trainable: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with momentum and coupled L2, as the papers of these networks train them.
+    """SGD or RMSProp with momentum and coupled L2, as the papers of these networks train them.
 
-    The decay is added to the (clipped) gradient before the momentum; decoupled decay, after it,
-    would be another regulariser.
+    RMSProp's epsilon stands beside the mean square, under the root, as in TensorFlow. The decay is
+    added to the (clipped) gradient before the momentum; decoupled decay, after it, would be another
+    regulariser.
 
     Args:
       config: `config.optim`.
@@ -49,14 +53,25 @@ def optimizer(
         do not count for the gradient's norm. None: all are trained.
     """
     mask = None if config.decay_norm_and_bias else _kernels
-    sgd = optax.chain(
+    if config.name == "sgd":
+        descent = optax.sgd(schedule, config.momentum or None, config.nesterov)
+    else:
+        descent = optax.rmsprop(
+            schedule,
+            config.rms_decay,
+            config.rms_epsilon,
+            initial_scale=1.0,
+            momentum=config.momentum or None,
+            nesterov=config.nesterov,
+        )
+    chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.add_decayed_weights(config.weight_decay, mask),
-        optax.sgd(schedule, config.momentum or None, config.nesterov),
+        descent,
     )
     if trainable is None:
-        return sgd
-    return optax.partition({True: sgd, False: optax.set_to_zero()}, trainable)
+        return chain
+    return optax.partition({True: chain, False: optax.set_to_zero()}, trainable)
 
 
 def _kernels(params: Any) -> Any:

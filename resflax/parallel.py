@@ -61,14 +61,20 @@ class DataParallel:
         return jax.jit(init, out_shardings=self.replicated)()
 
     def step(
-        self, fn: Callable[..., PyTree], *, donate_state: bool, batch_axis: int = 0
+        self,
+        fn: Callable[..., PyTree],
+        *,
+        donate_state: bool,
+        batch_axis: int = 0,
+        num_replicated: int = 0,
     ) -> Callable[..., PyTree]:
-        """Compiles `fn(state, batch)`, pure, over the devices.
+        """Compiles `fn(state, batch, *others)`, pure, over the devices.
 
         Args:
           fn: gives metrics, or a state and metrics; already averaged over `axis_name`.
           donate_state: whether the state's memory is taken for the result.
           batch_axis: of the examples, in what `put` gave; 1 where batches are stacked.
+          num_replicated: how many others there are, which `replicate` made.
         """
         donate = (0,) if donate_state else ()
         if self.mode == "pmap":
@@ -78,11 +84,15 @@ class DataParallel:
         if self.mode == "shard_map":
             # check_vma off: the step averages gradients itself, as it must under pmap.
             fn = jax.shard_map(
-                fn, mesh=self.mesh, in_specs=(P(), split.spec), out_specs=P(), check_vma=False
+                fn,
+                mesh=self.mesh,
+                in_specs=(P(), split.spec, *[P()] * num_replicated),
+                out_specs=P(),
+                check_vma=False,
             )
         return jax.jit(
             fn,
-            in_shardings=(self.replicated, split),
+            in_shardings=(self.replicated, split, *[self.replicated] * num_replicated),
             out_shardings=self.replicated,
             donate_argnums=donate,
         )
@@ -101,6 +111,12 @@ class DataParallel:
             batch_axis = 0
         put = functools.partial(jax.make_array_from_process_local_data, self._split(batch_axis))
         return jax.tree.map(put, batch)
+
+    def replicate(self, arrays: PyTree) -> PyTree:
+        """Lays arrays of the host whole on every device."""
+        return (
+            self.spread(arrays) if self.mode == "pmap" else jax.device_put(arrays, self.replicated)
+        )
 
     def single(self, state: PyTree) -> PyTree:
         """A state as one replicated copy, without pmap's axis: what a checkpoint holds."""

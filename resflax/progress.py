@@ -59,15 +59,21 @@ class Progress:
         """Epochs done after so many steps."""
         return step / self._steps_per_epoch
 
-    def steps(self, step: int, metrics: list[dict[str, float]]) -> None:
+    def steps(self, step: int, metrics: list[dict[str, float]], waited: bool = False) -> None:
         """Takes the metrics of the updates of one call, which made the run `step` steps long.
+
+        Args:
+          step: the last of them.
+          metrics: of each.
+          waited: whether the devices had nothing to do until their data came: 'train/data_wait' is
+            the share of such steps.
 
         Raises:
           NonFiniteError: if a loss or a gradient is not finite.
         """
         self._tick(len(metrics))
         for i, one in enumerate(metrics):
-            self._step(step - len(metrics) + 1 + i, one)
+            self._step(step - len(metrics) + 1 + i, one | {"data_wait": float(waited)})
 
     def _step(self, step: int, metrics: dict[str, float]) -> None:
         # The gradient too: it spoils the parameters one step before the loss shows it, or for good
@@ -93,12 +99,22 @@ class Progress:
                 self._writer.write(step, self.epoch(step), means)
             self._sums, self._count = {}, 0
 
-    def evaluation(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
-        """Reports an evaluation, and leaves the time it took out of the throughput."""
+    def evaluation(
+        self, step: int, metrics: dict[str, float], is_best: bool, bad_images: int = 0
+    ) -> None:
+        """Reports an evaluation, and leaves the time it took out of the throughput.
+
+        Args:
+          step: that it was after.
+          metrics: what came out.
+          is_best: whether no evaluation was better.
+          bad_images: that could not be read so far.
+        """
         if self._writer is not None:
-            self._writer.write(
-                step, self.epoch(step), {f"eval/{name}": value for name, value in metrics.items()}
-            )
+            values = {f"eval/{name}": value for name, value in metrics.items()}
+            if bad_images:
+                values["data/bad_images"] = bad_images
+            self._writer.write(step, self.epoch(step), values)
         self._console.print(
             f"epoch {self.epoch(step):6.2f}  step {step:>6}  eval loss {metrics['loss']:.4f}  "
             f"top-1 {metrics['top1']:.2%}  top-5 {metrics['top5']:.2%}{'  best' if is_best else ''}"

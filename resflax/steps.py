@@ -1,9 +1,11 @@
 """One step of training and one of evaluation: pure functions of a state and a batch.
 
-A batch is {'image': uint8 [N, H, W, C], 'label': int32 [N], 'mask': float32 [N]}. The same step
-serves one device and, with an `axis_name`, each of many that hold a part of the batch.
+A batch is {'image': uint8 [N, H, W, C], 'label': int32 [N]}; to be evaluated it has a 'mask' too,
+float32 [N]. The same step serves one device and, with an `axis_name`, each of many that hold a part
+of the batch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,7 @@ def train_step(
     *,
     axis_name: str | None,
     augment: Callable[[jax.Array, jax.Array], jax.Array],
+    mix: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
     label_smoothing: float = 0.0,
     aux_weight: float = 0.0,
     ema_decay: float = 0.0,
@@ -32,10 +35,12 @@ def train_step(
 
     Args:
       state: before the step.
-      batch: this device's examples, all of them real: the mask is not looked at.
+      batch: this device's examples.
       axis_name: the mapped axis over which gradients are averaged; None under plain jit, where
         the batch is the whole one.
       augment: from keys [N] and uint8 images to normalised float images.
+      mix: from a key, this device's augmented images and their labels [N] to images and what is
+        to be learned of them, probabilities [N, K]; None: they stay apart.
       label_smoothing: see metrics.cross_entropy.
       aux_weight: of the loss of each auxiliary classifier, where the network has any.
       ema_decay: share of the old average that a step keeps, where `state.ema` is kept.
@@ -45,10 +50,14 @@ def train_step(
       the whole batch.
     """
     key = jax.random.fold_in(state.key, state.step)
-    augment_key, dropout_key = jax.random.split(key)
+    augment_key, dropout_key, mix_key = jax.random.split(key, 3)
     images = augment(_example_keys(augment_key, batch["image"].shape[0], axis_name), batch["image"])
     if axis_name is not None:
-        dropout_key = jax.random.fold_in(dropout_key, lax.axis_index(axis_name))
+        own = functools.partial(jax.random.fold_in, data=lax.axis_index(axis_name))
+        mix_key, dropout_key = own(mix_key), own(dropout_key)
+    targets = batch["label"]
+    if mix is not None:
+        images, targets = mix(mix_key, images, targets)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         logits, mutated = state.apply_fn(
@@ -58,9 +67,9 @@ def train_step(
             mutable=["batch_stats", "intermediates"] if aux_weight else ["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        loss = jnp.mean(metrics.cross_entropy(logits, batch["label"], label_smoothing))
+        loss = jnp.mean(metrics.cross_entropy(logits, targets, label_smoothing))
         for aux in mutated.get("intermediates", {}).get("aux_logits", ()):
-            aux_loss = jnp.mean(metrics.cross_entropy(aux, batch["label"], label_smoothing))
+            aux_loss = jnp.mean(metrics.cross_entropy(aux, targets, label_smoothing))
             loss += aux_weight * aux_loss
         return loss, (logits, mutated.get("batch_stats", {}))
 
@@ -90,20 +99,21 @@ def train_step(
 def train_steps(
     state: TrainState,
     batches: Batch,
-    *,
-    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
+    *others: Any,
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Several steps in one program, for networks whose step is as short as its dispatch.
 
     Args:
       state: before the steps.
       batches: a batch for each step, stacked: [steps, N, ...].
+      *others: what `step` takes besides, the same in all of them.
       step: `train_step` with its settings.
 
     Returns:
       The state after the steps, and the metrics of each: [steps].
     """
-    return lax.scan(step, state, batches)
+    return lax.scan(lambda state, batch: step(state, batch, *others), state, batches)
 
 
 def eval_step(

@@ -1,26 +1,23 @@
 """Training, from a config to a trained network: the page to read first."""
 
 import contextlib
-import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import flax.linen as nn
 import jax
 import ml_collections
-import optax
 
-from resflax import checkpoint, interruption, optimizers, steps, transfer
+from resflax import assembly, checkpoint, interruption, optimizers, transfer
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.console import Console
-from resflax.data import augmentation, pipeline, sources
+from resflax.data import pipeline, sources
 from resflax.evaluate import evaluator
 from resflax.models import count
 from resflax.parallel import DataParallel
 from resflax.progress import Progress
-from resflax.train_state import TrainState, create_train_state
+from resflax.train_state import TrainState
 from resflax.writers import MetricWriter
 
 
@@ -45,9 +42,7 @@ def train_and_evaluate(
     config_lib.validate(config, jax.device_count())
     parallel = DataParallel.over(config.parallel.mode)
     dataset = sources.load(config.data)
-    batches = pipeline.TrainBatches(
-        dataset.train, batch_size=config.train.batch_size, seed=config.seed, put=parallel.put
-    )
+    batches, examples = assembly.training_data(config, dataset, parallel)
     total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
     config_lib.validate_steps(config, batches.steps_per_epoch, total_steps)
     is_main = jax.process_index() == 0
@@ -59,23 +54,18 @@ def train_and_evaluate(
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
-    state = _create_state(config, model, dataset, schedule, parallel)
+    state = assembly.create_state(config, model, dataset, schedule, parallel)
     train_step = {
-        n: _train_step(config, dataset, parallel, n) for n in {1, config.train.steps_per_call}
+        n: assembly.train_step(config, dataset, parallel, n, on_devices=bool(examples))
+        for n in {1, config.train.steps_per_call}
     }
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
 
     with contextlib.ExitStack() as stack:
         stop_if_asked = stack.enter_context(interruption.deferred())
-        # Order of restore: the run's own latest state, then the weights of `init_from`, then none.
         checkpointer = checkpoint.Checkpointer(workdir, config.checkpoint.keep)
         stack.callback(checkpointer.close)
-        restored = checkpointer.restore_latest(parallel.single(state), parallel.replicated)
-        if restored is not None:
-            state, position = parallel.spread(restored[0]), restored[1]
-            batches.seek(position)
-        elif config.init_from:
-            state = parallel.spread(transfer.start(parallel.single(state), config, num_classes))
+        state = _start(state, config, num_classes, checkpointer, batches, parallel)
         step = first_step = int(parallel.single(state).step)
         if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
@@ -95,25 +85,29 @@ def train_and_evaluate(
         results = None
         best = checkpointer.best or (0, -1.0)
         metrics: dict[str, jax.Array] | None = None
+        waited = False
         for count, batch in batches.take(_calls(config, step, total_steps, batches)):
             stop_if_asked()
-            last_metrics = metrics
-            state, metrics = train_step[count](state, batch)
+            last_metrics, last_waited = metrics, waited
+            waited = batches.waited and _done(last_metrics)
+            state, metrics = train_step[count](state, batch, *examples)
             # The host reads the last call's metrics while the devices work on this one.
             if last_metrics is not None:
-                progress.steps(step, parallel.fetch(last_metrics))
+                progress.steps(step, parallel.fetch(last_metrics), last_waited)
             step += count
             saves = _due(step, config.checkpoint.every_epochs, batches, total_steps)
             if not saves and not _due(step, config.eval.every_epochs, batches, total_steps):
                 continue
             # Before a state is saved, its own loss must have been seen to be finite.
-            progress.steps(step, parallel.fetch(metrics))
+            progress.steps(step, parallel.fetch(metrics), waited)
             metrics = None
             results = evaluate(state.eval_variables)
             is_best = results["top1"] > best[1]
             if is_best:
                 best = step, results["top1"]
-            progress.evaluation(step, results, is_best)
+            progress.evaluation(step, results, is_best, len(dataset.bad))
+            if is_main and len(dataset.bad):
+                workdir_lib.write_bad_files(workdir, dataset.bad)
             if saves or is_best:
                 checkpointer.save(parallel.single(state), batches.position, results)
 
@@ -125,6 +119,32 @@ def train_and_evaluate(
         workdir_lib.write_result(workdir, result)
     _conclude(console, workdir, result, best[0] / batches.steps_per_epoch)
     return result
+
+
+def _start(
+    state: TrainState,
+    config: ml_collections.ConfigDict,
+    num_classes: int,
+    checkpointer: checkpoint.Checkpointer,
+    batches: pipeline.TrainBatches,
+    parallel: DataParallel,
+) -> TrainState:
+    """The state to go on from, and the batches at its position.
+
+    Order of restore: the run's own latest state, then the weights of `init_from`, then none.
+    """
+    restored = checkpointer.restore_latest(parallel.single(state), parallel.replicated)
+    if restored is not None:
+        batches.seek(restored[1])
+        return parallel.spread(restored[0])
+    if config.init_from:
+        return parallel.spread(transfer.start(parallel.single(state), config, num_classes))
+    return state
+
+
+def _done(metrics: dict[str, jax.Array] | None) -> bool:
+    """Whether the devices have computed a step's metrics, so that they have nothing left to do."""
+    return metrics is not None and all(m.is_ready() for m in metrics.values())  # type: ignore[attr-defined]
 
 
 def _result(results: dict[str, float], best: tuple[int, float], seconds: float) -> dict[str, float]:
@@ -156,51 +176,6 @@ def _calls(
         count = config.train.steps_per_call if fits else 1
         yield count
         step += count
-
-
-def _create_state(
-    config: ml_collections.ConfigDict,
-    model: nn.Module,
-    dataset: sources.Dataset,
-    schedule: optax.Schedule,
-    parallel: DataParallel,
-) -> TrainState:
-    trainable, apply_fn = None, None
-    if config.train.trainable != ".*":
-        trainable = functools.partial(transfer.trainable, pattern=config.train.trainable)
-        apply_fn = transfer.freeze(model.apply, config.train.trainable)
-    init = functools.partial(
-        create_train_state,
-        model,
-        optimizers.optimizer(config.optim, schedule, trainable),
-        dataset.description.image_shape,
-        apply_fn=apply_fn,
-        seed=config.seed,
-        ema=config.train.ema_decay > 0,
-    )
-    return parallel.create(init)
-
-
-def _train_step(
-    config: ml_collections.ConfigDict,
-    dataset: sources.Dataset,
-    parallel: DataParallel,
-    count: int = 1,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """The training step, or a call of `count` steps, over the devices; compiled when called."""
-    normalize = augmentation.normalizer(dataset.description.mean, dataset.description.std)
-    step = functools.partial(
-        steps.train_step,
-        axis_name=parallel.axis_name,
-        augment=augmentation.augmenter(normalize, **config.augment),
-        label_smoothing=config.train.label_smoothing,
-        aux_weight=config.train.aux_weight if config.model.aux_heads else 0.0,
-        ema_decay=config.train.ema_decay,
-    )
-    if count == 1:
-        return parallel.step(step, donate_state=True)
-    call = functools.partial(steps.train_steps, step=step)
-    return parallel.step(call, donate_state=True, batch_axis=1)
 
 
 def _introduce(

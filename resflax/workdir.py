@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -18,6 +19,7 @@ CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
 EVENTS = "tensorboard"
 RESULT = "result.json"
+BAD_FILES = "bad_files.txt"
 
 
 class WorkdirError(ValueError):
@@ -75,6 +77,13 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 def write_result(workdir: pathlib.Path, result: dict[str, float]) -> None:
     """Notes what came out: the mark of a finished run."""
     write_atomically(workdir / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def write_bad_files(workdir: pathlib.Path, lines: Iterable[str]) -> None:
+    """Notes the images that could not be read, beside those that were noted before."""
+    path = workdir / BAD_FILES
+    known = path.read_text().splitlines() if path.exists() else []
+    write_atomically(path, "\n".join(dict.fromkeys([*known, *lines])) + "\n")
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

@@ -9,7 +9,16 @@ from resflax import config as config_lib
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 DATASETS = {
+    "cifar_resnet": ("cifar10", "cifar100"),
+    "cifar_resnext": ("cifar10", "cifar100"),
+    "densenet": ("cifar10", "cifar100"),
+    "fashion_mnist": ("fashion_mnist",),
     "finetune": ("folder",),
+    "identity_mappings": ("cifar10", "cifar100"),
+    "imagenet_resnet": ("imagenet2012",),
+    "imagenet_resnet_modern": ("imagenet2012",),
+    "imagenet_se_resnext": ("imagenet2012",),
+    "inception_resnet": ("imagenet2012",),
     "resnet": ("digits", "shapes"),
     "se_resnext": ("digits", "shapes"),
 }

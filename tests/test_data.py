@@ -16,9 +16,14 @@ def numbered(n):
     return sources.ArraySource(images, np.arange(n, dtype=np.int32))
 
 
-def train_batches(n=10, batch_size=4, seed=0):
+def train_batches(n=10, batch_size=4, seed=0, threads=1):
     return pipeline.TrainBatches(
-        numbered(n), batch_size=batch_size, seed=seed, put=lambda batch, axis: batch
+        n,
+        batch_size=batch_size,
+        seed=seed,
+        read=numbered(n).train_batch,
+        put=lambda batch, axis: batch,
+        threads=threads,
     )
 
 
@@ -40,7 +45,7 @@ def test_an_epoch_is_a_permutation_without_its_remainder():
 
 
 def test_the_order_depends_on_the_seed_alone():
-    assert labels(train_batches(seed=1), 6) == labels(train_batches(seed=1), 6)
+    assert labels(train_batches(seed=1), 6) == labels(train_batches(seed=1, threads=3), 6)
     assert labels(train_batches(seed=1), 6) != labels(train_batches(seed=2), 6)
 
 
@@ -75,6 +80,27 @@ def test_the_batches_of_a_call_are_stacked_and_put_at_once():
     for done, where in position.items():
         batches.seek(where)
         assert labels(batches, 1) == [tuple(single[done])]
+
+
+def test_seeds_are_those_of_an_image_whoever_reads_it():
+    def seeds(processes, process):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "process_count", lambda: processes)
+            patch.setattr(jax, "process_index", lambda: process)
+            batches = pipeline.TrainBatches(
+                10,
+                batch_size=4,
+                seed=0,
+                read=lambda indices, seeds: {"index": indices, "seed": seeds},
+                put=lambda batch, axis: batch,
+            )
+            taken = itertools.islice(batches.take(itertools.repeat(1)), 5)
+            return [list(zip(b["index"], b["seed"], strict=True)) for _, b in taken]
+
+    whole = seeds(1, 0)
+    halves = zip(seeds(2, 0), seeds(2, 1), strict=True)
+    assert whole == [first + second for first, second in halves]
+    assert len({seed for batch in whole for _, seed in batch}) == 20
 
 
 @pytest.mark.parametrize("n", [1, 4, 10, 12])

@@ -106,3 +106,23 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     for name in ("text.jpg", "half.jpg"):
         with pytest.raises(folder.FolderError, match=f"{name} cannot be read"):
             folder.load([(tmp_path / name, 0)], 8)
+
+
+def test_a_source_gives_the_files_as_they_are(cats_and_dogs):
+    train, _, _ = folder.examples(cats_and_dogs, val_share=0.3, seed=0)
+    source = folder.FolderSource.of(train)
+    assert len(source) == 14
+    for i, (path, label) in enumerate(train):
+        example = source[i]
+        assert example["image"] == path.read_bytes()
+        assert example["label"] == label
+        assert example["label"].dtype == np.int32
+        assert source.path(i) == source.name(i) == str(path)
+    with pytest.raises(IndexError):
+        source[14]
+
+
+def test_a_file_that_is_gone_is_named(cats_and_dogs):
+    source = folder.FolderSource.of([(cats_and_dogs / "cats" / "99.jpg", 0)])
+    with pytest.raises(folder.FolderError, match=r"99\.jpg cannot be read: No such file"):
+        source[0]

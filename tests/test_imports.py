@@ -30,14 +30,17 @@ ARROWS = {
     "console": {"models"},
     "writers": {"curves", "workdir"},
     "progress": {"console", "writers"},
+    "assembly": {"data", "optimizers", "parallel", "steps", "train_state", "transfer"},
     "train": {
-        "checkpoint", "config", "console", "data", "evaluate", "interruption", "models",
-        "optimizers", "parallel", "progress", "steps", "train_state", "transfer", "workdir",
-        "writers",
+        "assembly", "checkpoint", "config", "console", "data", "evaluate", "interruption", "models",
+        "optimizers", "parallel", "progress", "train_state", "transfer", "workdir", "writers",
     },
     "interop": {"models"},
-    "bench": {"interop", "models", "ops", "runtime", "steps", "train_state"},
-    "main": {"progress", "runtime", "train"},
+    "bench": {"data", "interop", "models", "ops", "runtime", "steps", "train_state"},
+    "command": set(),
+    "main": {"command", "progress", "runtime", "train"},
+    # What is run of a package stands above it.
+    "data.__main__": {"command", "data", "runtime"},
     "__init__": {"checkpoint", "interop", "models"},
 }  # fmt: skip
 
@@ -59,8 +62,9 @@ def imports(path):
 
 
 def part(path):
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+    relative = path.relative_to(PACKAGE).with_suffix("")
+    name = ".".join(relative.parts)
+    return name if name in ARROWS else relative.parts[0]
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from small import config as small_config
 
+from resflax import assembly
 from resflax import config as config_lib
-from resflax import train
-from resflax.data import pipeline, sources
+from resflax.data import pipeline, resident, sources
 from resflax.parallel import DataParallel
 
 
@@ -25,6 +25,7 @@ class Run:
     dataset: sources.Dataset
     batches: pipeline.TrainBatches
     state: Any
+    examples: list[Any]  # on the devices, if they live there
 
     def start(self):
         """A state that may be donated, and the batches from the first one on."""
@@ -32,21 +33,27 @@ class Run:
         return jax.tree.map(lambda x: jax.device_put(jnp.copy(x), x.sharding), self.state)
 
 
-def new_run(mode, num_devices, bn_axis, batch_size=32):
+def new_run(mode, num_devices, bn_axis, batch_size=32, on_devices=False):
     config = small_config(**{"parallel.mode": mode, "model.bn_axis": bn_axis})
     parallel = DataParallel.over(mode, jax.devices()[:num_devices])
     dataset = sources.load(config.data)
-    batches = pipeline.TrainBatches(dataset.train, batch_size=batch_size, seed=0, put=parallel.put)
+    read = resident.read if on_devices else dataset.train.train_batch
+    batches = pipeline.TrainBatches(
+        len(dataset.train), batch_size=batch_size, seed=0, read=read, put=parallel.put
+    )
+    examples = [parallel.replicate(resident.arrays(dataset.train))] if on_devices else []
     model = config_lib.build_model(config, 10, parallel.axis_name)
     # A small rate: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
-    state = train._create_state(config, model, dataset, lambda step: 0.01, parallel)
-    return Run(config, parallel, dataset, batches, state)
+    state = assembly.create_state(config, model, dataset, lambda step: 0.01, parallel)
+    return Run(config, parallel, dataset, batches, state, examples)
 
 
 def compile_step(run, count):
     """The training step, augmentation included, or a call of several."""
-    step = train._train_step(run.config, run.dataset, run.parallel, count)
-    return step.lower(run.state, first_batch(run, count)).compile()
+    step = assembly.train_step(
+        run.config, run.dataset, run.parallel, count, on_devices=bool(run.examples)
+    )
+    return step.lower(run.state, first_batch(run, count), *run.examples).compile()
 
 
 def first_batch(run, count):
@@ -54,12 +61,18 @@ def first_batch(run, count):
     return next(run.batches.take([count]))[1]
 
 
-run = functools.cache(new_run)
+@functools.cache
+def cached_run(mode, num_devices, bn_axis, on_devices):
+    return new_run(mode, num_devices, bn_axis, on_devices=on_devices)
+
+
+def run(mode, num_devices, bn_axis, on_devices=False):
+    return cached_run(mode, num_devices, bn_axis, on_devices)
 
 
 @functools.cache
-def compiled(mode, num_devices, bn_axis, count):
-    return compile_step(run(mode, num_devices, bn_axis), count)
+def compiled(mode, num_devices, bn_axis, count, on_devices=False):
+    return compile_step(run(mode, num_devices, bn_axis, on_devices=on_devices), count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +84,12 @@ class ThreeSteps:
 
 
 @functools.cache
-def three_steps(mode, num_devices, bn_axis, calls=(1, 1, 1)):
-    small = run(mode, num_devices, bn_axis)
+def three_steps(mode, num_devices, bn_axis, calls=(1, 1, 1), on_devices=False):
+    small = run(mode, num_devices, bn_axis, on_devices=on_devices)
     state, metrics = small.start(), []
     for count, batch in small.batches.take(calls):
-        state, new = compiled(mode, num_devices, bn_axis, count)(state, batch)
+        step = compiled(mode, num_devices, bn_axis, count, on_devices)
+        state, new = step(state, batch, *small.examples)
         metrics += small.parallel.fetch(new)
     state = small.parallel.single(state)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -118,6 +132,18 @@ def test_steps_in_one_call_are_those_of_three_calls(mode, devices):
     assert largest_difference(apart, together) == 0
     assert largest_difference(apart, together, "batch_stats") == 0
     assert apart.metrics == together.metrics
+
+
+@pytest.mark.parametrize(
+    ("mode", "devices"), [("jit", 1), ("jit", 8), ("shard_map", 8), ("pmap", 8)]
+)
+def test_examples_that_live_on_the_devices_are_those_of_the_host(mode, devices):
+    sent = three_steps(mode, devices, "global")
+    gathered = three_steps(mode, devices, "global", (2, 1), on_devices=True)
+    assert largest_difference(sent, gathered) < 1e-6
+    np.testing.assert_allclose(sent.metrics[0]["loss"], gathered.metrics[0]["loss"], rtol=1e-6)
+    batch = first_batch(run(mode, devices, "global", on_devices=True), 1)
+    assert {name: array.nbytes for name, array in batch.items()} == {"index": 4 * 32}
 
 
 @pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])

@@ -151,6 +151,13 @@ def test_several_steps_in_a_call_change_nothing(finished, tmp_path):
     assert together["eval/top1"].items() <= apart["eval/top1"].items()
 
 
+def test_it_does_not_matter_where_the_examples_live(finished, tmp_path):
+    output = finish(tmp_path / "run", "--config.data.placement=host")
+    assert "resumed" not in output
+    assert_same_run(finished[0], tmp_path / "run")
+    assert set(metrics_of(tmp_path / "run")["train/data_wait"].values()) <= {0.0, 1.0}
+
+
 def test_a_call_longer_than_the_evaluations_allow_is_refused(tmp_path):
     config = small_config(**{"train.steps_per_call": 3})
     with pytest.raises(config_lib.ConfigError, match="3 is more than the 2 steps until"):

@@ -8,8 +8,9 @@ from PIL import Image
 from small import config as small_config
 
 import resflax
+from resflax import assembly, train, transfer
 from resflax import config as config_lib
-from resflax import train, transfer
+from resflax.parallel import DataParallel
 
 # Compiled faster than the network of the other tests.
 PLAIN = {
@@ -108,8 +109,8 @@ def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
 def test_without_a_step_the_weights_are_those_given(pretrained):
     config = small_config(**PLAIN, init_from=str(pretrained))
     model = config_lib.build_model(config, 10)
-    state = train._create_state(
-        config, model, _Described(), lambda step: 0.1, train.DataParallel.over("jit")
+    state = assembly.create_state(
+        config, model, _Described(), lambda step: 0.1, DataParallel.over("jit")
     )
     started = transfer.start(state, config, 10)
     before = resflax.restore(pretrained).variables

@@ -3,11 +3,14 @@
 Without train/ and val/, FOLDER/CLASS/*.jpg, of which a share is set aside, seeded, class by class.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+from resflax.data import decoding
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
@@ -75,6 +78,54 @@ def _labelled(folder: pathlib.Path) -> tuple[list[Example], tuple[str, ...]]:
     return files, names
 
 
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Files as they are, to be decoded where they are needed.
+
+    `source[i]` is `{'image': bytes, 'label': int32 []}`: grain's RandomAccessDataSource.
+
+    Attributes:
+      files: paths. Strings: a million of them take a third of the memory of `pathlib`'s.
+      labels: int32 [N].
+    """
+
+    files: Sequence[str]
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, files: Sequence[Example]) -> Self:
+        """The source of labelled files."""
+        labels = np.array([label for _, label in files], np.int32)
+        return cls([str(path) for path, _ in files], labels)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": read(self.files[index]), "label": self.labels[index]}
+
+    def path(self, index: int) -> str:
+        """The file of an example."""
+        return self.files[index]
+
+    def name(self, index: int) -> str:
+        """What a person finds an example by: its file."""
+        return self.path(index)
+
+
+def read(path: str | pathlib.Path) -> bytes:
+    """A file as it is.
+
+    Raises:
+      FolderError: if the system does not let it be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise FolderError(f"{path} cannot be read: {error.strerror}.") from None
+
+
 def load(files: Sequence[Example], image_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Decodes images: the middle square, after the shorter side was resized to it.
 
@@ -91,10 +142,7 @@ def load(files: Sequence[Example], image_size: int) -> tuple[np.ndarray, np.ndar
     images = np.empty((len(files), image_size, image_size, 3), np.uint8)
     for i, (path, _) in enumerate(files):
         try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+            images[i] = decoding.center_crop(read(path), image_size, resize=image_size)
+        except decoding.UnreadableImage as error:
             raise FolderError(f"{path} cannot be read as an image: {error}.") from None
-        side = (image_size, image_size)
-        images[i] = np.asarray(ImageOps.fit(upright, side, Image.Resampling.BICUBIC))
     return images, np.array([label for _, label in files], np.int32)

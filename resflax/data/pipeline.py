@@ -1,6 +1,11 @@
-"""The host's pipeline: shuffled batches for training, every image once for evaluation."""
+"""The order of the examples, and the batches that are on their way to the devices.
+
+A batch is read by one thread, so that several are read at once, and one order serves images that
+the host reads and those that live on the devices (see resflax.data.resident).
+"""
 
 import collections
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -8,9 +13,13 @@ import grain
 import jax
 import numpy as np
 
-from resflax.data.sources import ArraySource
+from resflax.data.sources import Batch, Source
 
-Batch = dict[str, np.ndarray]
+# Seconds in which a batch that has been read is handed over.
+_INSTANT = 1e-3
+
+# From the indices of examples and a seed for each to a batch: see sources.Source.train_batch.
+Read = Callable[[np.ndarray, np.ndarray], Batch]
 
 
 class TrainBatches:
@@ -21,48 +30,59 @@ class TrainBatches:
 
     Attributes:
       steps_per_epoch: whole batches in the data set.
+      waited: whether the last call's batch was still to be read when it was asked for.
     """
 
     def __init__(
         self,
-        source: ArraySource,
+        num_examples: int,
         *,
         batch_size: int,
         seed: int,
+        read: Read,
         put: Callable[[Batch, int], dict[str, jax.Array]],
+        threads: int = 1,
         ahead: int = 2,
     ):
         """Sets up the pipeline; nothing is read yet.
 
         Args:
-          source: of the examples.
+          num_examples: to train on.
           batch_size: over all processes; each reads its share.
           seed: of the order.
+          read: makes a batch of indices and seeds.
           put: lays a batch over the devices, given the axis of its examples.
+          threads: that read, a batch each.
           ahead: calls' batches on the devices that have not been asked for yet.
 
         Raises:
           ValueError: if there are fewer examples than a batch takes.
         """
-        self.steps_per_epoch = len(source) // batch_size
+        self.steps_per_epoch = num_examples // batch_size
         if not self.steps_per_epoch:
             raise ValueError(
-                f"train.batch_size {batch_size} is more than the {len(source)} training images."
+                f"train.batch_size {batch_size} is more than the {num_examples} training images."
             )
+
+        def example_batch(indices: np.ndarray, rng: np.random.Generator) -> Batch:
+            # Drawn for the whole batch, so that an image's do not depend on who reads it.
+            seeds = rng.integers(2**63, size=batch_size)
+            share = _share(batch_size)
+            return read(indices[share], seeds[share])
+
         dataset = (
-            grain.MapDataset.source(source)
+            grain.MapDataset.range(num_examples)
             .seed(seed)
             .shuffle()
             .batch(batch_size, drop_remainder=True)
-            .map(_share)
+            .random_map(example_batch)
             .repeat(None)
         )
-        # One thread is enough for arrays in memory.
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        self._iterator = iter(dataset.to_iter_dataset(options))
+        self._iterator = iter(dataset.to_iter_dataset(_options(threads)))
         self._put = put
         self._ahead = ahead
         self._position = self._iterator.get_state()
+        self.waited = False
 
     def take(self, counts: Iterable[int]) -> Iterator[tuple[int, dict[str, jax.Array]]]:
         """Goes on from the position, call by call.
@@ -81,6 +101,7 @@ class TrainBatches:
             queue.append((count, self._read(count), self._iterator.get_state()))
             if len(queue) > self._ahead:
                 yield self._give(queue)
+        self.waited = False
         while queue:
             yield self._give(queue)
 
@@ -94,9 +115,11 @@ class TrainBatches:
         self._position = position
 
     def _read(self, count: int) -> dict[str, jax.Array]:
-        if count == 1:
-            return self._put(next(self._iterator), 0)
+        start = time.monotonic()
         batches = [next(self._iterator) for _ in range(count)]
+        self.waited = time.monotonic() - start > _INSTANT
+        if count == 1:
+            return self._put(batches[0], 0)
         return self._put(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), 1)
 
     def _give(self, queue: collections.deque) -> tuple[int, dict[str, jax.Array]]:
@@ -104,30 +127,28 @@ class TrainBatches:
         return count, batch
 
 
-def _share(batch: Batch) -> Batch:
-    """The part of a batch that this process reads, with its mask."""
-    size = len(batch["label"]) // jax.process_count()
-    part = slice(jax.process_index() * size, (jax.process_index() + 1) * size)
-    return {k: v[part] for k, v in batch.items()} | {"mask": np.ones(size, np.float32)}
-
-
-def eval_batches(source: ArraySource, batch_size: int) -> Iterator[Batch]:
+def eval_batches(source: Source, batch_size: int, threads: int = 1) -> Iterator[Batch]:
     """Batches that hold every example exactly once: the share of this process.
 
-    The last batch is filled up with copies whose mask is 0; all processes get equally many.
+    The last batch is filled up with examples whose mask is 0; all processes get equally many.
 
     Args:
       source: of the examples, in their order.
       batch_size: over all processes.
+      threads: that read, a batch each.
     """
-    share = batch_size // jax.process_count()
-    for start in range(0, len(source), batch_size):
-        first = start + jax.process_index() * share
-        indices = np.arange(first, first + share)
-        mask = indices < len(source)
-        examples = [source[i] for i in np.minimum(indices, len(source) - 1)]
-        yield {
-            "image": np.stack([e["image"] for e in examples]),
-            "label": np.stack([e["label"] for e in examples]),
-            "mask": mask.astype(np.float32),
-        }
+    share = np.arange(batch_size)[_share(batch_size)]
+    dataset = grain.MapDataset.range(0, len(source), batch_size).map(
+        lambda start: source.test_batch(start + share)
+    )
+    return iter(dataset.to_iter_dataset(_options(threads)))
+
+
+def _share(batch_size: int) -> slice:
+    """The part of a batch that this process reads."""
+    size = batch_size // jax.process_count()
+    return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+
+
+def _options(threads: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))

@@ -1,16 +1,70 @@
-"""Where images come from: arrays of uint8 images and labels, read at random.
+"""Where images come from, chosen by `config.data.source`.
 
-A source is anything with `len()` and `source[i] -> {'image': uint8 [H, W, C], 'label': int32 []}`:
-grain's RandomAccessDataSource.
+A source has a length, examples `source[i]`, and reads batches of them: see `Source`.
 """
 
+import concurrent.futures
 import dataclasses
+import os
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import ml_collections
 import numpy as np
 from PIL import Image
 
-from resflax.data import folder, shapes
+from resflax.data import arrays, decoding, folder, shapes, tfds
+from resflax.data.bad import BadImages, BadImagesError
+
+Example = dict[str, Any]
+Batch = dict[str, np.ndarray]
+
+# From an encoded image and a source of random numbers to uint8 [H, W, C].
+Decode = Callable[[bytes, np.random.Generator], np.ndarray]
+
+# So many other images are tried in the place of one that cannot be read.
+_DRAWS = 100
+
+# Images whose mean and standard deviation stand for those of a data set that is not in memory.
+_SAMPLE = 1000
+
+# Of decoded images in memory.
+_MOST_BYTES = 16 << 30
+
+
+class Source(Protocol):
+    """Examples, read at random and by several threads at once."""
+
+    def __len__(self) -> int:
+        """Their number."""
+
+    def __getitem__(self, index: int) -> Example:
+        """{'image': uint8 [H, W, C], 'label': int32 []}."""
+
+    def train_batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        """'image' [N, H, W, C] and 'label' [N] of some examples, to train on.
+
+        Args:
+          indices: of the examples.
+          seeds: of the random numbers of each.
+        """
+
+    def test_batch(self, indices: np.ndarray) -> Batch:
+        """Likewise, with a 'mask': 0 for indices behind the last one, and what is unreadable."""
+
+
+class EncodedExamples(Protocol):
+    """Examples whose images are files, or the like."""
+
+    def __len__(self) -> int:
+        """Their number."""
+
+    def __getitem__(self, index: int) -> Example:
+        """{'image': bytes, 'label': int32 []}."""
+
+    def name(self, index: int) -> str:
+        """What a person finds the image by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +82,88 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return self.images.shape[1:]
+
+    def __getitem__(self, index: int) -> Example:
         return {"image": self.images[index], "label": self.labels[index]}
+
+    def train_batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        """See Source; nothing is random here."""
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+    def test_batch(self, indices: np.ndarray) -> Batch:
+        """See Source."""
+        mask = (indices < len(self)).astype(np.float32)
+        return self.train_batch(np.minimum(indices, len(self) - 1), indices) | {"mask": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedSource:
+    """Encoded images, decoded whenever they are read.
+
+    Attributes:
+      examples: the images.
+      decode_train: a random crop.
+      decode_test: the crop to evaluate.
+      image_shape: of what both give out.
+      bad: takes down what cannot be read.
+    """
+
+    examples: EncodedExamples
+    decode_train: Decode
+    decode_test: Decode
+    image_shape: tuple[int, ...]
+    bad: BadImages
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        """The crop to evaluate; raises UnreadableImage."""
+        example = self.examples[index]
+        return example | {"image": self.decode_test(example["image"], np.random.default_rng(0))}
+
+    def train_batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
+        """See Source. In the place of an unreadable image another is drawn: batches stay whole."""
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for place, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
+            rng = np.random.default_rng(seed)
+            for _ in range(_DRAWS):
+                image, labels[place] = self._read(int(index), self.decode_train, rng)
+                if image is not None:
+                    images[place] = image
+                    break
+                index = rng.integers(len(self))
+            else:
+                raise BadImagesError(f"none of {_DRAWS} images in a row can be read.")
+        return {"image": images, "label": labels}
+
+    def test_batch(self, indices: np.ndarray) -> Batch:
+        """See Source."""
+        images = np.zeros((len(indices), *self.image_shape), np.uint8)
+        labels = np.zeros(len(indices), np.int32)
+        mask = np.zeros(len(indices), np.float32)
+        for place, index in enumerate(indices):
+            if index < len(self):
+                rng = np.random.default_rng(0)
+                image, labels[place] = self._read(int(index), self.decode_test, rng)
+                if image is not None:
+                    images[place], mask[place] = image, 1.0
+        return {"image": images, "label": labels, "mask": mask}
+
+    def _read(
+        self, index: int, decode: Decode, rng: np.random.Generator
+    ) -> tuple[np.ndarray | None, int]:
+        example = self.examples[index]
+        try:
+            return decode(example["image"], rng), example["label"]
+        except decoding.UnreadableImage as error:
+            self.bad.add(self.examples.name(index), str(error))
+            return None, example["label"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,42 +191,140 @@ class Description:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A training and a test set."""
+    """A training and a test set.
 
-    train: ArraySource
-    test: ArraySource
+    Attributes:
+      train, test: the examples.
+      description: what their users must know.
+      bad: the images that could not be read.
+      threads: that it pays to read with.
+    """
+
+    train: Source
+    test: Source
     description: Description
+    bad: BadImages
+    threads: int = 1
 
 
-SOURCES = ("digits", "shapes", "folder")
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """What a source has, before anything is decoded.
+
+    Attributes:
+      train, test: the examples.
+      label_names: by class.
+      mean, std: of each channel, as published; (): nobody says.
+      channels: of encoded images.
+    """
+
+    train: ArraySource | EncodedExamples
+    test: ArraySource | EncodedExamples
+    label_names: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    channels: int = 3
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
-    """Loads the data set that `config.data` names; nothing is downloaded."""
-    if config.source == "digits":
-        train, test = digits(config.image_size)
-        names = tuple("0123456789")
-    elif config.source == "folder":
-        train, test, names = image_folder(config)
-    else:
-        train, test = procedural_shapes(config)
-        names = shapes.LABEL_NAMES
-    mean, std = config.mean, config.std
+    """Opens the data set that `config.data` names; nothing is downloaded.
+
+    Raises:
+      ValueError: if it is not there, or is none.
+    """
+    raw = SOURCES[config.source](config)
+    bad = BadImages(int(config.max_bad * (len(raw.train) + len(raw.test))))
+    threads = config.threads or os.cpu_count() or 1
+    train, test = (readable(part, config, raw.channels, bad) for part in (raw.train, raw.test))
+    if config.crop == "center":
+        train, test = (_in_memory(source, threads) for source in (train, test))
+    mean, std = config.mean or raw.mean, config.std or raw.std
     if not mean:
-        mean, std = _statistics(train.images)
-    if len(mean) != train.images.shape[-1]:
+        mean, std = _statistics(_sample(train).images)
+    image_shape = train.image_shape
+    if len(mean) != image_shape[-1]:
         raise ValueError(
             f"config.data.mean {mean} has {len(mean)} numbers; the images of {config.source!r} "
-            f"have {train.images.shape[-1]} channels."
+            f"have {image_shape[-1]} channels."
         )
     description = Description(
         name=config.source,
-        image_shape=train.images.shape[1:],
-        label_names=names,
+        image_shape=image_shape,
+        label_names=raw.label_names,
         mean=tuple(mean),
         std=tuple(std),
     )
-    return Dataset(train, test, description)
+    # One thread is enough for arrays.
+    return Dataset(
+        train, test, description, bad, threads if isinstance(train, DecodedSource) else 1
+    )
+
+
+def readable(
+    examples: ArraySource | EncodedExamples,
+    config: ml_collections.ConfigDict,
+    channels: int,
+    bad: BadImages,
+) -> ArraySource | DecodedSource:
+    """A source of what is stored, decoded as `config.data` says.
+
+    Args:
+      examples: as they are stored.
+      config: `config.data`.
+      channels: of decoded images.
+      bad: takes down what cannot be read.
+    """
+    if isinstance(examples, ArraySource):
+        return examples
+    size = config.image_size
+    resize = config.eval_resize or size
+
+    def decode_test(data: bytes, rng: np.random.Generator) -> np.ndarray:
+        return decoding.center_crop(data, size, resize=resize, channels=channels)
+
+    def resized(data: bytes, rng: np.random.Generator) -> np.ndarray:
+        scale, ratio = config.crop_scale, config.crop_ratio
+        return decoding.random_resized_crop(
+            data, size, rng, scale=scale, ratio=ratio, channels=channels
+        )
+
+    def scaled(data: bytes, rng: np.random.Generator) -> np.ndarray:
+        shorter = config.crop_shorter
+        return decoding.scale_crop(data, size, rng, shorter=shorter, channels=channels)
+
+    decode_train = {"center": decode_test, "resized": resized, "scale": scaled}[config.crop]
+    return DecodedSource(examples, decode_train, decode_test, (size, size, channels), bad)
+
+
+def _in_memory(source: ArraySource | DecodedSource, threads: int) -> ArraySource:
+    """All readable images, decoded once."""
+    if isinstance(source, ArraySource):
+        return source
+    size = len(source) * int(np.prod(source.image_shape))
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"{len(source):,} images of {source.image_shape} are {size / 2**30:.0f} GiB, too many "
+            "to be kept in memory: set config.data.crop to 'resized' or 'scale', which decode them "
+            "when they are read."
+        )
+    indices = np.array_split(np.arange(len(source)), max(1, len(source) // 64))
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        batches = list(pool.map(source.test_batch, indices))
+    read = np.concatenate([batch["mask"] for batch in batches]) == 1
+    if not read.any():
+        raise BadImagesError("none of the images can be read.")
+    images, labels = (np.concatenate([b[name] for b in batches]) for name in ("image", "label"))
+    return ArraySource(images[read], labels[read])
+
+
+def _sample(source: ArraySource | DecodedSource) -> ArraySource:
+    """Some of the images, for their statistics: all, if they are in memory."""
+    if isinstance(source, ArraySource):
+        return source
+    chosen = np.random.default_rng(0).permutation(len(source))[:_SAMPLE]
+    batches = [source.test_batch(chosen[i : i + 64]) for i in range(0, len(chosen), 64)]
+    read = [batch["image"][batch["mask"] == 1] for batch in batches]
+    return ArraySource(np.concatenate(read), np.empty(0, np.int32))
 
 
 def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
@@ -101,15 +333,14 @@ def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     return pixels.mean(0).tolist(), pixels.std(0).tolist()
 
 
-def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
+def digits(config: ml_collections.ConfigDict) -> Raw:
     """scikit-learn's handwritten digits: 1,797 real 8x8 grey images, in its package.
 
-    Args:
-      image_size: side to which the images are enlarged (bicubic), pixels.
+    1,437 images are for training and 360 for testing: scikit-learn's `train_test_split`, stratified
+    by class, random_state 0.
 
-    Returns:
-      1,437 images for training and 360 for testing: scikit-learn's `train_test_split`, stratified
-      by class, random_state 0.
+    Args:
+      config: `config.data`, whose `image_size` they are enlarged to (bicubic), pixels.
     """
     # Imported here: it takes a second, and the other sources do without.
     from sklearn.datasets import load_digits
@@ -117,7 +348,7 @@ def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
 
     pixels, labels = load_digits(return_X_y=True)
     pixels = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-    side = (image_size, image_size)
+    side = (config.image_size, config.image_size)
     images = np.stack(
         [np.asarray(Image.fromarray(p).resize(side, Image.Resampling.BICUBIC)) for p in pixels]
     )
@@ -125,39 +356,15 @@ def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
         np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
     )
     source = ArraySource(images[..., None], labels.astype(np.int32))
-    return _subset(source, train), _subset(source, test)
+    return Raw(_subset(source, train), _subset(source, test), tuple("0123456789"))
 
 
-def image_folder(
-    config: ml_collections.ConfigDict,
-) -> tuple[ArraySource, ArraySource, tuple[str, ...]]:
-    """A directory of JPEGs and PNGs by class, decoded into memory: see resflax.data.folder.
-
-    Args:
-      config: `config.data`: `image_size` and `config.data.folder`.
-
-    Returns:
-      The images to train on, those to evaluate on, and the names of the classes.
-    """
-    options = config.folder
-    train, test, names = folder.examples(
-        options.path, val_share=options.val_share, seed=options.seed
-    )
-    train_set, test_set = (
-        ArraySource(*folder.load(files, config.image_size)) for files in (train, test)
-    )
-    return train_set, test_set, names
-
-
-def procedural_shapes(config: ml_collections.ConfigDict) -> tuple[ArraySource, ArraySource]:
-    """Rendered images of ten shapes: see resflax.data.shapes.
+def procedural_shapes(config: ml_collections.ConfigDict) -> Raw:
+    """Rendered images of ten shapes, the first for training: see resflax.data.shapes.
 
     Args:
       config: `config.data`: `image_size`, and of `config.data.shapes` the numbers of images, the
         seed and the difficulty.
-
-    Returns:
-      The first images of the seed for training, the next ones for testing.
     """
     options = config.shapes
     end = options.num_train + options.num_test
@@ -166,8 +373,60 @@ def procedural_shapes(config: ml_collections.ConfigDict) -> tuple[ArraySource, A
     )
     source = ArraySource(images, labels)
     train, test = np.split(np.arange(end), [options.num_train])
-    return _subset(source, train), _subset(source, test)
+    return Raw(_subset(source, train), _subset(source, test), shapes.LABEL_NAMES)
+
+
+def image_folder(config: ml_collections.ConfigDict) -> Raw:
+    """A directory of JPEGs and PNGs by class: see resflax.data.folder."""
+    options = config.folder
+    train, test, names = folder.examples(
+        options.path, val_share=options.val_share, seed=options.seed
+    )
+    return Raw(folder.FolderSource.of(train), folder.FolderSource.of(test), names)
+
+
+def saved_arrays(config: ml_collections.ConfigDict) -> Raw:
+    """Images saved as arrays, or in the files of MNIST: see resflax.data.arrays."""
+    a = arrays.load(config.arrays.path)
+    train = ArraySource(a.train_images, a.train_labels)
+    return Raw(train, ArraySource(a.test_images, a.test_labels), a.label_names)
+
+
+def prepared_by_tfds(config: ml_collections.ConfigDict) -> Raw:
+    """A data set that TensorFlow Datasets has prepared: see resflax.data.tfds."""
+    found = tfds.open_dataset(**config.tfds)
+    defaults = tfds.DEFAULTS.get(re.split("[/:]", config.tfds.name)[0])
+    return Raw(
+        found.train if found.encoded else _stacked(found.train),
+        found.test if found.encoded else _stacked(found.test),
+        found.label_names,
+        mean=defaults.mean if defaults else (),
+        std=defaults.std if defaults else (),
+        channels=found.image_shape[-1] or 3,
+    )
+
+
+# Values of config.data.crop.
+CROPS = ("center", "resized", "scale")
+
+# Values of config.data.source.
+SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Raw]] = {
+    "digits": digits,
+    "shapes": procedural_shapes,
+    "folder": image_folder,
+    "arrays": saved_arrays,
+    "tfds": prepared_by_tfds,
+}
 
 
 def _subset(source: ArraySource, indices: np.ndarray) -> ArraySource:
     return ArraySource(source.images[indices], source.labels[indices])
+
+
+def _stacked(examples: tfds.TfdsSource) -> ArraySource:
+    """Images that are stored as arrays of one shape."""
+    read = [examples[i] for i in range(len(examples))]
+    return ArraySource(
+        np.stack([example["image"] for example in read]),
+        np.array([example["label"] for example in read], np.int32),
+    )

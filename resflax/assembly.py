@@ -1,0 +1,114 @@
+"""The parts of a run that its config describes: batches, state and step, over the devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import optax
+
+from resflax import optimizers, steps, transfer
+from resflax.data import augmentation, mixing, pipeline, resident, sources
+from resflax.parallel import DataParallel
+from resflax.train_state import TrainState, create_train_state
+
+
+def training_data(
+    config: ml_collections.ConfigDict, dataset: sources.Dataset, parallel: DataParallel
+) -> tuple[pipeline.TrainBatches, list[Any]]:
+    """The batches; and the examples, in a list, where they live on the devices.
+
+    Args:
+      config: of the run.
+      dataset: of the examples.
+      parallel: lays them over the devices.
+
+    Raises:
+      ValueError: if there are too few, or cannot live where the config wants them.
+    """
+    on_devices = resident.wanted(config.data.placement, dataset.train)
+    batches = pipeline.TrainBatches(
+        len(dataset.train),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        read=resident.read if on_devices else dataset.train.train_batch,
+        put=parallel.put,
+        threads=dataset.threads,
+    )
+    return batches, [parallel.replicate(resident.arrays(dataset.train))] if on_devices else []
+
+
+def create_state(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    dataset: sources.Dataset,
+    schedule: optax.Schedule,
+    parallel: DataParallel,
+) -> TrainState:
+    """The state before the first step, on the devices.
+
+    Args:
+      config: of the run.
+      model: its network.
+      dataset: tells the shape of the images.
+      schedule: of the learning rate.
+      parallel: lays it over the devices.
+    """
+    trainable, apply_fn = None, None
+    if config.train.trainable != ".*":
+        trainable = functools.partial(transfer.trainable, pattern=config.train.trainable)
+        apply_fn = transfer.freeze(model.apply, config.train.trainable)
+    init = functools.partial(
+        create_train_state,
+        model,
+        optimizers.optimizer(config.optim, schedule, trainable),
+        dataset.description.image_shape,
+        apply_fn=apply_fn,
+        seed=config.seed,
+        ema=config.train.ema_decay > 0,
+    )
+    return parallel.create(init)
+
+
+def train_step(
+    config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    parallel: DataParallel,
+    count: int = 1,
+    *,
+    on_devices: bool = False,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The training step, or a call of `count` steps, over the devices; compiled when called.
+
+    Args:
+      config: of the run.
+      dataset: tells what it needs of the images.
+      parallel: lays it over the devices.
+      count: steps in a call.
+      on_devices: whether it takes indices, and then the examples: see training_data.
+    """
+    normalize = augmentation.normalizer(dataset.description.mean, dataset.description.std)
+    step: Callable[..., Any] = functools.partial(
+        steps.train_step,
+        axis_name=parallel.axis_name,
+        augment=augmentation.augmenter(normalize, **config.augment),
+        mix=_mixer(config, dataset.description.num_classes),
+        label_smoothing=config.train.label_smoothing,
+        aux_weight=config.train.aux_weight if config.model.aux_heads else 0.0,
+        ema_decay=config.train.ema_decay,
+    )
+    if on_devices:
+        step = resident.gathering(step)
+    compiled = functools.partial(parallel.step, donate_state=True, num_replicated=int(on_devices))
+    if count == 1:
+        return compiled(step)
+    return compiled(functools.partial(steps.train_steps, step=step), batch_axis=1)
+
+
+def _mixer(config: ml_collections.ConfigDict, num_classes: int) -> Callable[..., Any] | None:
+    if not any(config.mix.values()):
+        return None
+    mix = mixing.mixer(**config.mix)
+    return lambda key, images, labels: mix(key, images, jax.nn.one_hot(labels, num_classes))

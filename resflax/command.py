@@ -1,0 +1,81 @@
+"""The flag --config of the command lines, and one line about what a user can get wrong."""
+
+import argparse
+import pathlib
+import re
+import sys
+import traceback
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: FILE.py or FILE.py:DATASET.", lock_config=True
+)
+
+
+def config_name() -> str:
+    """The config file's name, without its ending."""
+    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Absl's parser, with one line in place of a traceback for what a user can get wrong.
+
+    Args:
+      argv: the program and its arguments.
+
+    Returns:
+      The program and what is no flag.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        config_file = _config_file(argv)
+    except Exception as error:  # a config file is a program, and can raise anything
+        fail(_explain(error, _config_file(argv)))
+    if not config_file.is_file():
+        fail(f"--config: there is no file {config_file}.")
+    return rest
+
+
+def _config_file(argv: list[str]) -> pathlib.Path:
+    """The file named by --config, whether or not absl could load it."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
+    parser.add_argument("-config", "--config", nargs="?")
+    value = parser.parse_known_args(argv[1:])[0].config
+    if not value:
+        fail("--config FILE.py is required, such as --config configs/se_resnext.py.")
+    return pathlib.Path(value.split(":")[0])
+
+
+def _explain(error: Exception, config_file: pathlib.Path) -> str:
+    if not config_file.is_file():
+        return f"--config: there is no file {config_file}."
+    text = str(error)
+    if isinstance(error, flags.Error) and "Traceback" not in text:
+        return text
+    # What went wrong first: config_flags wraps it, in what it raises and in what it prints.
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    if isinstance(error, AttributeError | KeyError) and isinstance(cause, KeyError):
+        close = re.search(r'Did you mean "(\w+)"', text)
+        return f"the config has no field {cause}" + (
+            f"; did you mean {close[1]}?" if close else "."
+        )
+    if isinstance(cause, ValueError):
+        return str(cause)
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(cause.__traceback__)
+        if pathlib.Path(frame.filename).name == config_file.name
+    ]
+    where = f"{config_file}:{lines[-1]}" if lines else str(config_file)
+    return f"{where}: {type(cause).__name__}: {cause}"
+
+
+def fail(message: str) -> NoReturn:
+    """Says in one line what is wrong; ends with exit code 2."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,197 @@
+"""Encoded images as a source: crops, unreadable files, memory or the host, and the command line."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import config as small_config
+
+from resflax.data import resident, sources
+from resflax.data.bad import BadImagesError
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIZE = 16
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """24 JPEGs of two classes, larger than what is cut from them."""
+    rng = np.random.default_rng(0)
+    for name, channel in (("cats", 0), ("dogs", 2)):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            pixels = rng.integers(0, 60, (40, 50, 3), np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(tmp_path / name / f"{i:02}.jpg", quality=95)
+    return tmp_path
+
+
+def folder_config(path, **fields):
+    config = small_config(**{"data.source": "folder", "data.image_size": SIZE})
+    config.data.folder.update(path=str(path), val_share=0.25)
+    config.data.update(fields)
+    return config
+
+
+def batch(source, indices, seed=0):
+    return source.train_batch(np.asarray(indices), np.arange(seed, seed + len(indices)))
+
+
+def test_files_whose_center_is_wanted_are_kept_in_memory(photos):
+    dataset = sources.load(folder_config(photos).data)
+    assert isinstance(dataset.train, sources.ArraySource)
+    assert dataset.train.images.shape == (18, SIZE, SIZE, 3)
+    assert dataset.description.image_shape == (SIZE, SIZE, 3)
+    red = dataset.train.images[dataset.train.labels == 0]
+    assert red[..., 0].mean() > 140 > red[..., 2].mean()
+    assert resident.wanted("auto", dataset.train)
+
+
+@pytest.mark.parametrize("crop", ["resized", "scale"])
+def test_random_crops_are_those_of_their_seeds(photos, crop):
+    config = folder_config(photos, crop=crop, crop_shorter=(20, 40))
+    dataset = sources.load(config.data)
+    assert not resident.wanted("auto", dataset.train)
+    with pytest.raises(ValueError, match="'device' is for images in memory"):
+        resident.wanted("device", dataset.train)
+    first, again, other = (batch(dataset.train, [3, 4, 3], seed) for seed in (0, 0, 9))
+    assert first["image"].shape == (3, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(first["image"], again["image"])
+    assert (first["image"] != other["image"]).any(axis=(1, 2, 3)).all()
+    # The same image, with two seeds.
+    assert (first["image"][0] != first["image"][2]).any()
+    whole = batch(dataset.train, range(len(dataset.train)))
+    assert ((whole["image"][..., 0].mean((1, 2)) < 140) == whole["label"]).all()
+
+
+def spoil(photos, count):
+    for path in sorted((photos / "cats").iterdir())[:count]:
+        path.write_bytes(path.read_bytes()[:300])
+
+
+def test_another_image_is_drawn_for_one_that_cannot_be_read(photos):
+    spoil(photos, 2)
+    dataset = sources.load(folder_config(photos, crop="resized", max_bad=0.1).data)
+    everything = batch(dataset.train, range(len(dataset.train)))
+    assert (everything["image"].mean((1, 2, 3)) > 50).all()
+    np.testing.assert_array_equal(
+        everything["image"], batch(dataset.train, range(len(dataset.train)))["image"]
+    )
+    tested = dataset.test.test_batch(np.arange(len(dataset.test) + 2))
+    unreadable = int((tested["mask"][: len(dataset.test)] == 0).sum())
+    assert tested["mask"][-2:].tolist() == [0, 0]
+    lines = list(dataset.bad)
+    assert len(lines) == len(dataset.bad) == 2
+    assert 0 <= unreadable <= 2
+    assert {pathlib.Path(line.split(": ")[0]).name for line in lines} == {"00.jpg", "01.jpg"}
+
+
+def test_too_many_of_them_stop_the_run(photos):
+    spoil(photos, 3)
+    dataset = sources.load(
+        folder_config(photos, crop="resized", max_bad=0.1, mean=(0.5,) * 3, std=(0.5,) * 3).data
+    )
+    with pytest.raises(BadImagesError, match=r"number 3 of such images, and .*max_bad allows 2"):
+        [source.test_batch(np.arange(len(source))) for source in (dataset.train, dataset.test)]
+    with pytest.raises(BadImagesError):
+        sources.load(folder_config(photos).data)
+
+
+def command(*arguments, module="resflax.data"):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_verify_names_what_cannot_be_read(photos):
+    spoil(photos, 2)
+    flags = "--config", "configs/finetune.py", f"--config.data.folder.path={photos}"
+    result = command("verify", *flags)
+    assert result.returncode == 1, result.stderr
+    assert "00.jpg: " in result.stdout
+    assert "01.jpg: " in result.stdout
+    assert "2 of 24 cannot be read" in result.stdout
+
+
+def test_show_draws_a_picture(photos, tmp_path):
+    path = tmp_path / "shown.png"
+    result = command("show", "--config", "tests/small.py", "--output", str(path))
+    assert result.returncode == 0, result.stderr
+    with Image.open(path) as image:
+        assert image.size[0] > 1000
+        assert len(np.unique(np.asarray(image))) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        (("show",), "--config FILE.py is required"),
+        (("prepare", "mnist", "--from", "here"), "--from is for fashion_mnist, not 'mnist'"),
+        (("prepare", "mnist", "stray"), "unexpected argument 'stray'"),
+        (
+            ("verify", "--config", "configs/fashion_mnist.py", "--config.data.arrays.path=nothing"),
+            "nothing",
+        ),
+    ],
+)
+def test_what_cannot_be_gets_one_line(arguments, right):
+    result = command(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert right in result.stderr
+
+
+def test_a_run_from_files_notes_those_that_cannot_be_read(photos, tmp_path):
+    spoil(photos, 1)
+    flags = {
+        "data.source": "folder",
+        "data.folder.path": photos,
+        "data.folder.val_share": 0.25,
+        "data.crop": "resized",
+        "data.max_bad": 0.1,
+        "train.batch_size": 8,
+        "eval.batch_size": 8,
+    }
+    result = command(
+        *("--config", "tests/small.py", "--workdir", str(tmp_path / "run")),
+        *(f"--config.{name}={value}" for name, value in flags.items()),
+        module="resflax.main",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "00.jpg: " in (tmp_path / "run" / "bad_files.txt").read_text()
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert any(line.get("data/bad_images") == 1 for line in lines)
+    assert all(0 <= line["train/data_wait"] <= 1 for line in lines if "train/loss" in line)
+
+
+@pytest.mark.slow
+def test_fashion_mnist_is_learned_in_three_epochs(tmp_path):
+    data = pathlib.Path(os.environ.get("RESFLAX_DATA_DIR", "~/.local/share/resflax")).expanduser()
+    if not (data / "fashion_mnist").is_dir():
+        pytest.skip(
+            "apt-get install dataset-fashion-mnist; python -m resflax.data prepare fashion_mnist "
+            "--from /usr/share/datasets/fashion-mnist"
+        )
+    workdir = tmp_path / "run"
+    flags = "--config", "configs/fashion_mnist.py", "--config.train.epochs=3"
+    flags += ("--config.optim.schedule=cosine",)
+    process = subprocess.run(
+        [*(sys.executable, "-m", "resflax.main"), *flags, "--workdir", str(workdir)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads((workdir / "result.json").read_text())["eval/top1"] > 0.89
