@@ -42,8 +42,43 @@ def base() -> ml_collections.ConfigDict:
         ""  # a run's directory, or weights of torchvision, timm (.safetensors) or Keras (.h5)
     )
 
-    # The network: `name`, changed by the fields that are not None (see resflax.models.resnet).
-    model = config.model = ml_collections.ConfigDict()
+    config.model = _model()
+    config.data = _data()
+    config.augment = _augment()
+    config.optim = _optim()
+
+    mix = config.mix = ml_collections.ConfigDict()
+    mix.mixup = 0.0  # alpha of mixup; 0: off
+    mix.cutmix = 0.0  # alpha of CutMix; 0: off; with both on, each has half of the batches
+
+    train = config.train = ml_collections.ConfigDict()
+    train.batch_size = 128  # images a step, over all devices
+    train.epochs = 30.0  # passes over the training images
+    train.steps_per_call = 1  # steps in one dispatch, for small networks; the same results
+    train.label_smoothing = 0.0  # probability spread over all classes
+    train.aux_weight = 0.3  # of the loss of each auxiliary classifier
+    train.trainable = ".*"  # regular expression that begins the paths of parameters to be trained
+    train.ema_decay = 0.0  # share of the averaged parameters that a step keeps; 0: no average
+
+    evaluate = config.eval = ml_collections.ConfigDict()
+    evaluate.batch_size = 512  # images, over all devices
+    evaluate.every_epochs = 1  # epochs; and at the end
+
+    checkpoint = config.checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_epochs = 1  # epochs; and at the end
+    checkpoint.keep = 2  # the latest ones; the best one is kept besides
+
+    config.log = ml_collections.ConfigDict()
+    config.log.every_steps = 10  # steps to a line of metrics.jsonl
+
+    config.parallel = ml_collections.ConfigDict()
+    config.parallel.mode = "shard_map"  # shard_map | jit | pmap
+    return config
+
+
+def _model() -> ml_collections.ConfigDict:
+    """The network: `name`, changed by the fields that are not None (see resflax.models.resnet)."""
+    model = ml_collections.ConfigDict()
     model.name = "cifar_resnet20"  # of resflax.list_models()
     model.depth = placeholder(int)  # layers with weights
     model.block = placeholder(str)  # basic | bottleneck, where the depth leaves a choice
@@ -89,10 +124,14 @@ def base() -> ml_collections.ConfigDict:
     model.bn_epsilon = placeholder(float)  # added to the variance
     model.bn_axis = "device"  # statistics of a device's images (the papers') | global: of all
     model.dtype = "float32"  # of the computation | bfloat16
+    return model
 
-    data = config.data = ml_collections.ConfigDict()
+
+def _data() -> ml_collections.ConfigDict:
+    """The images (see resflax.data.sources)."""
+    data = ml_collections.ConfigDict()
     data.source = "digits"  # digits | shapes | folder | arrays | tfds
-    data.image_size = 16  # pixels, both sides
+    data.image_size = 16  # pixels, both sides; saved arrays keep their own
     data.mean = ()  # of each channel, on a scale of 0 to 1; (): that of the training images
     data.std = ()  # standard deviation, likewise
     data.placement = "auto"  # device: the images live there | host | auto: device, if they fit
@@ -100,8 +139,7 @@ def base() -> ml_collections.ConfigDict:
     data.crop_scale = (0.08, 1.0)  # of 'resized': its area, as shares of the image's
     data.crop_ratio = (3 / 4, 4 / 3)  # of 'resized': its width over its height
     data.crop_shorter = (256, 480)  # of 'scale': the image's shorter side before, pixels
-    data.eval_resize = 0  # the shorter side of a file's image before the center is cut, pixels;
-    # 0: image_size
+    data.eval_resize = 0  # shorter side before the center is cut, pixels; 0: image_size
     data.threads = 0  # that decode; 0: as many as there are cores
     data.max_bad = 0.001  # share of the files that may be unreadable
     data.shapes = ml_collections.ConfigDict()  # of the source 'shapes' only
@@ -123,8 +161,12 @@ def base() -> ml_collections.ConfigDict:
 
     data.arrays = ml_collections.ConfigDict()  # of the source 'arrays' only
     data.arrays.path = ""  # .npz, directory of .npy or IDX files, or the name of a prepared set
+    return data
 
-    augment = config.augment = ml_collections.ConfigDict()
+
+def _augment() -> ml_collections.ConfigDict:
+    """What is done to training images (see resflax.data.augmentation)."""
+    augment = ml_collections.ConfigDict()
     augment.crop_padding = 0  # pixels around the image before a random crop
     augment.flip = False  # half of the images mirrored
     augment.resized_scale = ()  # least and most area of a random part, as shares; (): the whole
@@ -139,23 +181,15 @@ def base() -> ml_collections.ConfigDict:
     augment.erasing = 0.0  # probability that a random rectangle is erased
     augment.erasing_area = (0.02, 0.4)  # least and most area of it, as shares
     augment.erasing_ratio = 0.3  # least ratio of its height to its width; the most is the inverse
-    augment.erasing_fill = "mean"  # mean | noise
+    augment.erasing_value = 0.0  # that it is filled with, after normalisation; 0: the mean image
+    augment.erasing_noise = 0.0  # standard deviation of normal numbers that are added to it
     augment.cutout = 0  # side of a square of zeros, pixels
+    return augment
 
-    mix = config.mix = ml_collections.ConfigDict()
-    mix.mixup = 0.0  # alpha of mixup; 0: off
-    mix.cutmix = 0.0  # alpha of CutMix; 0: off; with both on, each has half of the batches
 
-    train = config.train = ml_collections.ConfigDict()
-    train.batch_size = 128  # images a step, over all devices
-    train.epochs = 30.0  # passes over the training images
-    train.steps_per_call = 1  # steps in one dispatch, for small networks; the same results
-    train.label_smoothing = 0.0  # probability spread over all classes
-    train.aux_weight = 0.3  # of the loss of each auxiliary classifier
-    train.trainable = ".*"  # regular expression that begins the paths of parameters to be trained
-    train.ema_decay = 0.0  # share of the averaged parameters that a step keeps; 0: no average
-
-    optim = config.optim = ml_collections.ConfigDict()
+def _optim() -> ml_collections.ConfigDict:
+    """How the parameters are changed (see resflax.optimizers)."""
+    optim = ml_collections.ConfigDict()
     optim.name = "sgd"  # sgd | rmsprop
     optim.lr = 0.1  # peak learning rate per 256 images of a batch
     optim.schedule = "cosine"  # to zero | step | exponential
@@ -170,21 +204,7 @@ def base() -> ml_collections.ConfigDict:
     optim.weight_decay = 1e-4  # coupled L2: added to the gradient
     optim.decay_norm_and_bias = True  # decay these too, as the papers' code does
     optim.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
-
-    evaluate = config.eval = ml_collections.ConfigDict()
-    evaluate.batch_size = 512  # images, over all devices
-    evaluate.every_epochs = 1  # epochs; and at the end
-
-    checkpoint = config.checkpoint = ml_collections.ConfigDict()
-    checkpoint.every_epochs = 1  # epochs; and at the end
-    checkpoint.keep = 2  # the latest ones; the best one is kept besides
-
-    config.log = ml_collections.ConfigDict()
-    config.log.every_steps = 10  # steps to a line of metrics.jsonl
-
-    config.parallel = ml_collections.ConfigDict()
-    config.parallel.mode = "shard_map"  # shard_map | jit | pmap
-    return config
+    return optim
 
 
 def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -227,9 +247,6 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     except ValueError as error:
         raise ConfigError(f"config.model: {error}") from None
     _choice(config, "model.bn_axis", BN_AXES)
-    _choice(config, "data.source", SOURCES)
-    _choice(config, "data.placement", PLACEMENTS)
-    _choice(config, "data.crop", CROPS)
     _choice(config, "optim.name", OPTIMIZERS)
     _choice(config, "optim.schedule", SCHEDULES)
     _pattern(config, "train.trainable")
@@ -242,8 +259,6 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         "checkpoint.every_epochs",
         "checkpoint.keep",
         "log.every_steps",
-        "data.shapes.num_train",
-        "data.shapes.num_test",
     ):
         _at_least(config, field, 1)
     for field in (
@@ -261,24 +276,10 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     except ValueError as error:
         raise ConfigError(f"config.{error}") from None
     _at_least(config, "train.aux_weight", 0)
-    _between(config, "data.folder.val_share", 0.0, 1.0)
-    _between(config, "data.max_bad", 0.0, 1.0)
-    for field in ("data.threads", "data.eval_resize"):
-        _at_least(config, field, 0)
-    for field, least in (("crop_scale", 0.0), ("crop_ratio", 0.0), ("crop_shorter", 1)):
-        _interval(config, f"data.{field}", least)
-    _sizes(config)
-    if len(config.data.mean) != len(config.data.std) or min(config.data.std, default=1.0) <= 0:
-        raise ConfigError(
-            f"config.data.mean {config.data.mean} and config.data.std {config.data.std} must be a "
-            "number for each channel, the latter positive, or ()."
-        )
-    _at_least(config, "data.image_size", 16 if config.data.source == "shapes" else 8)
+    _validate_data(config)
     shares = "train.label_smoothing", "train.ema_decay", "optim.momentum", "optim.rms_decay"
     for field in shares:
         _between(config, field, 0.0, 1.0)
-    if not 0.0 <= config.data.shapes.difficulty <= 1.0:
-        raise ConfigError(f"data.shapes.difficulty {config.data.shapes.difficulty}: from 0 to 1.")
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"config.seed {config.seed} must be from 0 to 2**32 - 1.")
     if not 0 < config.train.epochs < math.inf:
@@ -293,6 +294,38 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     if list(config.optim.step_epochs) != sorted(config.optim.step_epochs):
         raise ConfigError(f"config.optim.step_epochs {config.optim.step_epochs} must increase.")
     _validate_devices(config, num_devices)
+
+
+def _validate_data(config: ml_collections.ConfigDict) -> None:
+    data = config.data
+    _choice(config, "data.source", SOURCES)
+    _choice(config, "data.placement", PLACEMENTS)
+    _choice(config, "data.crop", CROPS)
+    _between(config, "data.folder.val_share", 0.0, 1.0)
+    _between(config, "data.max_bad", 0.0, 1.0)
+    for field in ("threads", "eval_resize"):
+        _at_least(config, f"data.{field}", 0)
+    for field in ("shapes.num_train", "shapes.num_test"):
+        _at_least(config, f"data.{field}", 1)
+    for field, most in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("crop_shorter", math.inf)):
+        _interval(config, f"data.{field}", most)
+    _at_least(config, "data.image_size", 16 if data.source == "shapes" else 8)
+    sides = {"eval_resize": data.eval_resize or data.image_size}
+    if data.crop == "scale":
+        sides["crop_shorter"] = data.crop_shorter[0]
+    for field, side in sides.items():
+        if side < data.image_size:
+            raise ConfigError(
+                f"config.data.{field} {data[field]} must be at least config.data.image_size "
+                f"{data.image_size}: images are not smaller than what is cut from them."
+            )
+    if len(data.mean) != len(data.std) or min(data.std, default=1.0) <= 0:
+        raise ConfigError(
+            f"config.data.mean {data.mean} and config.data.std {data.std} must be a number for "
+            "each channel, the latter positive, or ()."
+        )
+    if not 0.0 <= data.shapes.difficulty <= 1.0:
+        raise ConfigError(f"data.shapes.difficulty {data.shapes.difficulty}: from 0 to 1.")
 
 
 def validate_steps(
@@ -415,23 +448,10 @@ def _between(config: ml_collections.ConfigDict, field: str, low: float, high: fl
         raise ConfigError(f"config.{field} {value} must be at least {low} and less than {high}.")
 
 
-def _interval(config: ml_collections.ConfigDict, field: str, least: float) -> None:
+def _interval(config: ml_collections.ConfigDict, field: str, most: float) -> None:
     value = _get(config, field)
-    if len(value) != 2 or not least <= value[0] <= value[1]:
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
+        limit = "" if most == math.inf else f", at most {most}"
         raise ConfigError(
-            f"config.{field} {value} must be two numbers from {least} on, the first not the larger."
+            f"config.{field} {value} must be two positive numbers, the least and the most{limit}."
         )
-
-
-def _sizes(config: ml_collections.ConfigDict) -> None:
-    """An image must not be smaller than what is cut from it."""
-    data = config.data
-    sides = {"eval_resize": data.eval_resize or data.image_size}
-    if data.crop == "scale":
-        sides["crop_shorter"] = data.crop_shorter[0]
-    for field, side in sides.items():
-        if side < data.image_size:
-            raise ConfigError(
-                f"config.data.{field} {_get(config, f'data.{field}')} must be at least "
-                f"config.data.image_size {data.image_size}."
-            )

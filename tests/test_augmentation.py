@@ -23,7 +23,7 @@ EVERYTHING = {
     "hue": 0.1,
     "lighting": 0.1,
     "erasing": 0.5,
-    "erasing_fill": "noise",
+    "erasing_noise": 1.0,
     "cutout": 5,
 }
 
@@ -283,12 +283,18 @@ def test_erasing_has_the_rate_the_areas_and_the_ratios_asked_for():
 
 def test_erasing_fills_with_noise_of_its_own():
     images = np.full((200, 32, 32, 1), 9, np.uint8)
-    result = augmented(images, erasing=1.0, erasing_fill="noise")
+    result = augmented(images, erasing=1.0, erasing_noise=1.0)
     assert None not in erased_boxes(images, result)
     noise = result[result != 9]
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
     assert len(np.unique(noise)) > 0.99 * len(noise)
+
+
+def test_erasing_fills_with_a_value():
+    images = np.full((20, 32, 32, 1), 9, np.uint8)
+    result = augmented(images, erasing=1.0, erasing_value=0.5)
+    assert set(np.unique(result)) == {0.5, 9.0}
 
 
 def test_what_cannot_be_erased_whole_is_left():
@@ -352,7 +358,7 @@ def test_crops_are_not_larger_than_the_images(crop, size):
         ({"hue": 0.6}, "augment.hue 0.6 must be from 0 to 0.5"),
         ({"erasing": 1.5}, "augment.erasing 1.5 must be from 0 to 1"),
         ({"erasing_ratio": 0.0}, "augment.erasing_ratio 0.0 must be"),
-        ({"erasing_fill": "random"}, "augment.erasing_fill 'random' is not one of 'mean', 'noise'"),
+        ({"erasing_noise": -1.0}, "augment.erasing_noise -1.0 must be"),
         ({"erasing_area": (0.4, 0.2)}, r"augment.erasing_area \(0.4, 0.2\) must be two positive"),
         ({"resized_scale": (0.1,)}, r"augment.resized_scale \(0.1,\) must be two positive"),
         ({"resized_scale": (0.1, 1.1)}, "the least and the most, at most 1"),

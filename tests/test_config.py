@@ -1,5 +1,6 @@
 import json
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -12,7 +13,7 @@ DATASETS = {
     "cifar_resnet": ("cifar10", "cifar100"),
     "cifar_resnext": ("cifar10", "cifar100"),
     "densenet": ("cifar10", "cifar100"),
-    "fashion_mnist": ("fashion_mnist",),
+    "fashion_mnist": ("fashion_mnist", "tfds"),
     "finetune": ("folder",),
     "identity_mappings": ("cifar10", "cifar100"),
     "imagenet_resnet": ("imagenet2012",),
@@ -96,3 +97,27 @@ def test_a_field_out_of_range_is_refused(field, value, right):
     with pytest.raises(config_lib.ConfigError, match=right) as error:
         config_lib.validate(small_config(**{field: value}))
     assert field.split(".")[-1] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "right"),
+    [
+        ({"data.placement": "disk"}, "'auto', 'device', 'host'"),
+        ({"data.crop": "none"}, "'center', 'resized', 'scale'"),
+        ({"data.crop_scale": (0.5, 2.0)}, "the least and the most, at most 1.0"),
+        ({"data.crop_ratio": (0.0, 1.0)}, "two positive numbers"),
+        ({"data.crop_shorter": (480, 256)}, "two positive numbers, the least and the most"),
+        (
+            {"data.crop": "scale", "data.crop_shorter": (8, 20)},
+            "at least config.data.image_size 16",
+        ),
+        ({"data.eval_resize": 8}, "at least config.data.image_size 16"),
+        ({"data.max_bad": 1.5}, "at least 0.0 and less than 1.0"),
+        ({"optim.name": "adam"}, "'sgd', 'rmsprop'"),
+        ({"augment.erasing": 1.5}, "config.augment.erasing 1.5 must be from 0 to 1"),
+        ({"mix.cutmix": -1.0}, "config.mix.cutmix -1.0"),
+    ],
+)
+def test_what_cannot_be_is_told_with_what_would_be_right(overrides, right):
+    with pytest.raises(config_lib.ConfigError, match=re.escape(right)):
+        config_lib.validate(small_config(**overrides))

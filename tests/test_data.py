@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from small import config as small_config
 
-from resflax.data import augmentation, pipeline, sources
+from resflax.data import augmentation, examples, pipeline, sources
 
 
 def numbered(n):
     """n images of one pixel whose label is their index."""
     images = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1)
-    return sources.ArraySource(images, np.arange(n, dtype=np.int32))
+    return examples.ArraySource(images, np.arange(n, dtype=np.int32))
 
 
 def train_batches(n=10, batch_size=4, seed=0, threads=1):

@@ -40,3 +40,14 @@ def test_sums_leave_out_what_is_masked():
     for name, value in sums.items():
         np.testing.assert_allclose(value, sum(part[name] for part in parts), rtol=1e-6)
     assert sums["count"] == 2
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_certain_probabilities_are_classes(smoothing):
+    logits = jnp.asarray([[1.0, 2.0, 4.0], [0.0, -1.0, 3.0]])
+    classes = jnp.asarray([2, 0])
+    certain = metrics.cross_entropy(logits, jax.nn.one_hot(classes, 3), smoothing)
+    expected = metrics.cross_entropy(logits, classes, smoothing)
+    np.testing.assert_allclose(certain, expected, rtol=1e-6)
+    even = metrics.cross_entropy(logits, jnp.full((2, 3), 1 / 3), smoothing)
+    np.testing.assert_allclose(even, -jax.nn.log_softmax(logits).mean(1), rtol=1e-6)

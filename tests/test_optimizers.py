@@ -70,3 +70,24 @@ def test_clipping_bounds_the_gradient_not_the_decay():
     norm = np.sqrt(0.5**2 + 0.25**2 + 1.0)
     expected = 3.0 - 0.1 * (-1.0 * 0.1 / norm + 0.5 * 3.0)
     np.testing.assert_allclose(params["bias"], [expected], rtol=1e-6)
+
+
+def test_exponential_falls_by_its_factor_after_each_span():
+    lr = schedule(lr=0.1, schedule="exponential", decay_epochs=2.0, step_factor=0.94)
+    steps = [0, 199, 200, 399, 400, 999]
+    expected = [0.2 * 0.94**n for n in (0, 0, 1, 1, 2, 4)]
+    np.testing.assert_allclose([lr(s) for s in steps], expected, rtol=1e-6)
+
+
+def test_rmsprop_divides_by_the_running_mean_square():
+    config = small_config(**{"optim.name": "rmsprop", "optim.rms_decay": 0.9}).optim
+    config.update(rms_epsilon=1.0, momentum=0.0, weight_decay=0.0)
+    optimizer = optimizers.optimizer(config, lambda step: 0.1)
+    params = {"kernel": jnp.asarray([1.0])}
+    state, square = optimizer.init(params), 1.0
+    for gradient in (2.0, -3.0):
+        updates, state = optimizer.update({"kernel": jnp.asarray([gradient])}, state, params)
+        square = 0.9 * square + 0.1 * gradient**2
+        np.testing.assert_allclose(
+            updates["kernel"], -0.1 * gradient / np.sqrt(square + 1), rtol=1e-6
+        )

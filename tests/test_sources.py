@@ -1,5 +1,6 @@
 """Encoded images as a source: crops, unreadable files, memory or the host, and the command line."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from small import config as small_config
 
-from resflax.data import resident, sources
+from resflax.data import examples, pipeline, resident, sources
 from resflax.data.bad import BadImagesError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -44,7 +45,7 @@ def batch(source, indices, seed=0):
 
 def test_files_whose_center_is_wanted_are_kept_in_memory(photos):
     dataset = sources.load(folder_config(photos).data)
-    assert isinstance(dataset.train, sources.ArraySource)
+    assert isinstance(dataset.train, examples.ArraySource)
     assert dataset.train.images.shape == (18, SIZE, SIZE, 3)
     assert dataset.description.image_shape == (SIZE, SIZE, 3)
     red = dataset.train.images[dataset.train.labels == 0]
@@ -100,6 +101,39 @@ def test_too_many_of_them_stop_the_run(photos):
         [source.test_batch(np.arange(len(source))) for source in (dataset.train, dataset.test)]
     with pytest.raises(BadImagesError):
         sources.load(folder_config(photos).data)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_position_in_the_middle_of_an_epoch_leads_to_the_next_crops(photos, threads):
+    dataset = sources.load(folder_config(photos, crop="resized").data)
+
+    def batches(threads):
+        return pipeline.TrainBatches(
+            len(dataset.train),
+            batch_size=4,
+            seed=0,
+            read=dataset.train.train_batch,
+            put=lambda batch, axis: batch,
+            threads=threads,
+        )
+
+    def images(batches, count):
+        taken = itertools.islice(batches.take(itertools.repeat(1)), count)
+        return [batch["image"] for _, batch in taken]
+
+    whole, stopped, resumed = batches(1), batches(threads), batches(threads)
+    expected = images(whole, 9)
+    images(stopped, 6)  # of four in an epoch
+    resumed.seek(json.loads(json.dumps(stopped.position)))
+    np.testing.assert_array_equal(images(resumed, 3), expected[6:])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_statistics_are_those_of_all_pixels(channels):
+    images = np.random.default_rng(0).integers(0, 256, (300, 5, 4, channels), np.uint8)
+    mean, std = sources._statistics(images)
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(std, images.std((0, 1, 2)) / 255, rtol=1e-12)
 
 
 def command(*arguments, module="resflax.data"):

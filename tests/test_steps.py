@@ -117,3 +117,15 @@ def test_evaluation_sums_over_the_mask(masked):
     )
     assert sums["count"] == 3
     assert sums["top1"] == (2 if masked == 0 else 3)
+
+
+def test_a_mixed_batch_is_learned_by_what_it_is_made_of():
+    def mix(key, images, labels):
+        return images, jnp.full((len(labels), 2), 0.5)
+
+    state, metrics = step(state_of(), mix=mix)
+    p = 1 / (1 + np.exp(-1.0))
+    np.testing.assert_allclose(metrics["loss"], -0.5 * np.log(p * (1 - p)), rtol=1e-6)
+    np.testing.assert_allclose(state.params["w"], 1 - 0.5 * (p - 0.5), rtol=1e-6)
+    # What the network says is still compared with the labels.
+    np.testing.assert_allclose(metrics["top1"], 0.75)

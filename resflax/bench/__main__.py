@@ -10,7 +10,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,19 +18,12 @@ import jax.numpy as jnp
 
 from resflax import runtime
 from resflax.bench import ours, peers, report, roofline
+from resflax.bench.arguments import Parser
 from resflax.bench.capacity import largest_batch
 from resflax.bench.case import MODES, Case
 from resflax.bench.rounds import Entry, measure
 from resflax.models import count, create_model
 from resflax.models.zoo import image_size
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

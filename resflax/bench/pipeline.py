@@ -24,9 +24,8 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-import grain
 import numpy as np
 import rich.box
 import rich.console
@@ -34,8 +33,11 @@ import rich.table
 from PIL import Image, ImageDraw
 
 from resflax.bench import peers, report
+from resflax.bench.arguments import Parser
 from resflax.bench.rounds import Costs, Entry, Result, measure, ratio
-from resflax.data import decoding
+from resflax.data import decoding, pipeline
+from resflax.data.bad import BadImages
+from resflax.data.examples import DecodedSource
 from resflax.data.folder import FolderSource
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
@@ -89,36 +91,36 @@ def _draw_shapes(image: Image.Image, rng: np.random.Generator) -> None:
 
 def batches(
     source: FolderSource, *, size: int, batch_size: int, threads: int, passes: int, seed: int = 0
-) -> grain.IterDataset:
-    """Batches of random crops, uint8 [batch_size, size, size, 3]; a thread makes a whole one.
+) -> Iterator[np.ndarray]:
+    """Batches of random crops, uint8 [batch_size, size, size, 3], as training reads them.
 
     Args:
       source: of the encoded images.
       size: side of the crops, pixels.
       batch_size: crops in a batch; what does not fill one is left out.
-      threads: that read and decode.
+      threads: that read and decode, a batch each.
       passes: over the files; each in another order and with other crops.
       seed: of the order and of the crops.
     """
 
-    def decode(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        images = np.empty((len(indices), size, size, 3), np.uint8)
-        for image, index in zip(images, indices, strict=True):
-            image[:] = decoding.random_resized_crop(source[int(index)]["image"], size, rng)
-        return images
+    def decode(data: bytes, rng: np.random.Generator) -> np.ndarray:
+        return decoding.random_resized_crop(data, size, rng)
 
-    return (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .batch(batch_size, drop_remainder=True)
-        .repeat(passes)
-        .random_map(decode)
-        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
+    decoded = DecodedSource(source, decode, decode, (size, size, 3), BadImages(0))
+    train_batches = pipeline.TrainBatches(
+        len(source),
+        batch_size=batch_size,
+        seed=seed,
+        read=decoded.train_batch,
+        # They stay on the host: what is measured ends there.
+        put=lambda batch, axis: batch,
+        threads=threads,
     )
+    steps = passes * train_batches.steps_per_epoch
+    return (batch["image"] for _, batch in train_batches.take([1] * steps))
 
 
-class GrainContender:
+class OwnContender:
     """Our pipeline: see rounds.Contender. A step is a pass over the files."""
 
     def __init__(self, source: FolderSource, size: int, batch_size: int, threads: int):
@@ -178,7 +180,7 @@ class TensorFlowContender:
                 .prefetch(tf.data.AUTOTUNE)
             )
 
-        paths = [source.path(i) for i in range(len(source))]
+        paths = list(source.files)
         self._turn = turn
 
     def run(self, steps: int) -> None:
@@ -196,14 +198,6 @@ def resident_bytes() -> int | None:
     if not _STATM.exists():
         return None
     return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -282,7 +276,7 @@ def _write(folder: pathlib.Path, count: int) -> FolderSource:
 
 def _entries(source: FolderSource, options: argparse.Namespace) -> Iterator[Entry]:
     arguments = (source, options.size, options.batch)
-    yield Entry("resflax", "", functools.partial(GrainContender, *arguments, options.threads))
+    yield Entry("resflax", "", functools.partial(OwnContender, *arguments, options.threads))
     if options.peer:
         for form, threads in (("tuned", None), (f"{options.threads} threads", options.threads)):
             build = functools.partial(TensorFlowContender, *arguments, threads)

@@ -48,7 +48,8 @@ def augmenter(
     erasing: float = 0.0,
     erasing_area: Sequence[float] = (0.02, 0.4),
     erasing_ratio: float = 0.3,
-    erasing_fill: str = "mean",
+    erasing_value: float = 0.0,
+    erasing_noise: float = 0.0,
     cutout: int = 0,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """A function from keys [N] and uint8 images [N, H, W, C] to augmented, normalised ones.
@@ -79,7 +80,8 @@ def augmenter(
       erasing: probability that a random rectangle is erased (arXiv 1708.04896); 0: off.
       erasing_area: least and most area of it, as a share of the image's.
       erasing_ratio: least ratio of its height to its width; the most is its inverse.
-      erasing_fill: 'mean' (zero after normalisation) or 'noise' (standard normal).
+      erasing_value: that it is filled with, after normalisation: 0 is the mean image.
+      erasing_noise: standard deviation of normal numbers that are added to it.
       cutout: side of a square of zeros that is centred anywhere, pixels (arXiv 1708.04552); 0: off.
 
     Raises:
@@ -96,13 +98,18 @@ def augmenter(
         ("hue", hue, 0.5),
         ("lighting", lighting, math.inf),
         ("erasing", erasing, 1),
+        ("erasing_noise", erasing_noise, math.inf),
         ("cutout", cutout, math.inf),
     ):
         _check_number(name, number, most)
     if resized_scale:
         _check_range("resized_scale", resized_scale, 1)
         _check_range("resized_ratio", resized_ratio, math.inf)
-    _check_erasing(erasing_area, erasing_ratio, erasing_fill)
+    _check_range("erasing_area", erasing_area, 1)
+    if not 0 < erasing_ratio <= 1:
+        raise AugmentationError(
+            f"augment.erasing_ratio {erasing_ratio} must be more than 0, at most 1."
+        )
 
     resize = functools.partial(
         transforms.random_resized_crop, scale=resized_scale, ratio=resized_ratio
@@ -122,7 +129,8 @@ def augmenter(
         probability=erasing,
         area=erasing_area,
         ratio=erasing_ratio,
-        fill=erasing_fill,
+        value=erasing_value,
+        noise=erasing_noise,
     )
     # Each number makes a key of its own, apart from the two that crop and flip have by splitting.
     pixel_stages = _Stages(
@@ -181,15 +189,6 @@ def _check_range(name: str, pair: Sequence[float], most: float) -> None:
             f"augment.{name} {tuple(pair)} must be two positive numbers, the least and the most"
             f"{limit}."
         )
-
-
-def _check_erasing(area: Sequence[float], ratio: float, fill: str) -> None:
-    _check_range("erasing_area", area, 1)
-    if not 0 < ratio <= 1:
-        raise AugmentationError(f"augment.erasing_ratio {ratio} must be more than 0, at most 1.")
-    if fill not in transforms.ERASING_FILLS:
-        fills = ", ".join(map(repr, transforms.ERASING_FILLS))
-        raise AugmentationError(f"augment.erasing_fill {fill!r} is not one of {fills}.")
 
 
 def _check_channels(channels: int, settings: dict[str, float], right: tuple[int, ...]) -> None:

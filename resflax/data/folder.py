@@ -10,8 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from resflax.data import decoding
-
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 # A labelled file.
@@ -104,13 +102,9 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": read(self.files[index]), "label": self.labels[index]}
 
-    def path(self, index: int) -> str:
-        """The file of an example."""
-        return self.files[index]
-
     def name(self, index: int) -> str:
         """What a person finds an example by: its file."""
-        return self.path(index)
+        return self.files[index]
 
 
 def read(path: str | pathlib.Path) -> bytes:
@@ -124,25 +118,3 @@ def read(path: str | pathlib.Path) -> bytes:
             return file.read()
     except OSError as error:
         raise FolderError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def load(files: Sequence[Example], image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes images: the middle square, after the shorter side was resized to it.
-
-    Args:
-      files: with their labels.
-      image_size: side of the result, pixels.
-
-    Returns:
-      uint8 [N, image_size, image_size, 3] and int32 [N].
-
-    Raises:
-      FolderError: if a file is not an image that can be read.
-    """
-    images = np.empty((len(files), image_size, image_size, 3), np.uint8)
-    for i, (path, _) in enumerate(files):
-        try:
-            images[i] = decoding.center_crop(read(path), image_size, resize=image_size)
-        except decoding.UnreadableImage as error:
-            raise FolderError(f"{path} cannot be read as an image: {error}.") from None
-    return images, np.array([label for _, label in files], np.int32)

@@ -13,7 +13,7 @@ _ROWS, _COLUMNS = 6, 8
 
 
 def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-    """Writes a PNG of the first images of the first epoch, as the first steps would see them.
+    """Writes a PNG of the first images of the first epoch, augmented as for training.
 
     Args:
       config: of a run.

@@ -13,12 +13,15 @@ import grain
 import jax
 import numpy as np
 
-from resflax.data.sources import Batch, Source
+from resflax.data.examples import Batch, Source
 
 # Seconds in which a batch that has been read is handed over.
 _INSTANT = 1e-3
 
-# From the indices of examples and a seed for each to a batch: see sources.Source.train_batch.
+# A batch on the devices, as `put` lays it there.
+Placed = dict[str, Any]
+
+# From the indices of examples and a seed for each to a batch: see examples.Source.train_batch.
 Read = Callable[[np.ndarray, np.ndarray], Batch]
 
 
@@ -40,7 +43,7 @@ class TrainBatches:
         batch_size: int,
         seed: int,
         read: Read,
-        put: Callable[[Batch, int], dict[str, jax.Array]],
+        put: Callable[[Batch, int], Placed],
         threads: int = 1,
         ahead: int = 2,
     ):
@@ -84,7 +87,7 @@ class TrainBatches:
         self._position = self._iterator.get_state()
         self.waited = False
 
-    def take(self, counts: Iterable[int]) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    def take(self, counts: Iterable[int]) -> Iterator[tuple[int, Placed]]:
         """Goes on from the position, call by call.
 
         Args:
@@ -95,7 +98,7 @@ class TrainBatches:
           [count, N, ...] and one transfer.
         """
         self._iterator.set_state(self._position)
-        queue: collections.deque[tuple[int, dict[str, jax.Array], dict[str, Any]]]
+        queue: collections.deque[tuple[int, Placed, dict[str, Any]]]
         queue = collections.deque()
         for count in counts:
             queue.append((count, self._read(count), self._iterator.get_state()))
@@ -114,7 +117,7 @@ class TrainBatches:
         """Sets a saved position: the next batch is the one that came after it."""
         self._position = position
 
-    def _read(self, count: int) -> dict[str, jax.Array]:
+    def _read(self, count: int) -> Placed:
         start = time.monotonic()
         batches = [next(self._iterator) for _ in range(count)]
         self.waited = time.monotonic() - start > _INSTANT
@@ -122,7 +125,7 @@ class TrainBatches:
             return self._put(batches[0], 0)
         return self._put(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), 1)
 
-    def _give(self, queue: collections.deque) -> tuple[int, dict[str, jax.Array]]:
+    def _give(self, queue: collections.deque) -> tuple[int, Placed]:
         count, batch, self._position = queue.popleft()
         return count, batch
 

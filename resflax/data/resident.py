@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resflax.data.sources import ArraySource, Batch, Source
+from resflax.data.examples import ArraySource, Batch, Source
 
 Examples = dict[str, jax.Array]
 

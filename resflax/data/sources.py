@@ -1,14 +1,10 @@
-"""Where images come from, chosen by `config.data.source`.
-
-A source has a length, examples `source[i]`, and reads batches of them: see `Source`.
-"""
+"""Where images come from, chosen by `config.data.source`."""
 
 import concurrent.futures
 import dataclasses
 import os
 import re
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import ml_collections
 import numpy as np
@@ -16,154 +12,16 @@ from PIL import Image
 
 from resflax.data import arrays, decoding, folder, shapes, tfds
 from resflax.data.bad import BadImages, BadImagesError
-
-Example = dict[str, Any]
-Batch = dict[str, np.ndarray]
-
-# From an encoded image and a source of random numbers to uint8 [H, W, C].
-Decode = Callable[[bytes, np.random.Generator], np.ndarray]
-
-# So many other images are tried in the place of one that cannot be read.
-_DRAWS = 100
+from resflax.data.examples import ArraySource, DecodedSource, EncodedExamples, Source
 
 # Images whose mean and standard deviation stand for those of a data set that is not in memory.
 _SAMPLE = 1000
 
+# Images that are counted at a time.
+_CHUNK = 256
+
 # Of decoded images in memory.
 _MOST_BYTES = 16 << 30
-
-
-class Source(Protocol):
-    """Examples, read at random and by several threads at once."""
-
-    def __len__(self) -> int:
-        """Their number."""
-
-    def __getitem__(self, index: int) -> Example:
-        """{'image': uint8 [H, W, C], 'label': int32 []}."""
-
-    def train_batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
-        """'image' [N, H, W, C] and 'label' [N] of some examples, to train on.
-
-        Args:
-          indices: of the examples.
-          seeds: of the random numbers of each.
-        """
-
-    def test_batch(self, indices: np.ndarray) -> Batch:
-        """Likewise, with a 'mask': 0 for indices behind the last one, and what is unreadable."""
-
-
-class EncodedExamples(Protocol):
-    """Examples whose images are files, or the like."""
-
-    def __len__(self) -> int:
-        """Their number."""
-
-    def __getitem__(self, index: int) -> Example:
-        """{'image': bytes, 'label': int32 []}."""
-
-    def name(self, index: int) -> str:
-        """What a person finds the image by."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ArraySource:
-    """Images in memory.
-
-    Attributes:
-      images: uint8 [N, H, W, C].
-      labels: int32 [N].
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(H, W, C)."""
-        return self.images.shape[1:]
-
-    def __getitem__(self, index: int) -> Example:
-        return {"image": self.images[index], "label": self.labels[index]}
-
-    def train_batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
-        """See Source; nothing is random here."""
-        return {"image": self.images[indices], "label": self.labels[indices]}
-
-    def test_batch(self, indices: np.ndarray) -> Batch:
-        """See Source."""
-        mask = (indices < len(self)).astype(np.float32)
-        return self.train_batch(np.minimum(indices, len(self) - 1), indices) | {"mask": mask}
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodedSource:
-    """Encoded images, decoded whenever they are read.
-
-    Attributes:
-      examples: the images.
-      decode_train: a random crop.
-      decode_test: the crop to evaluate.
-      image_shape: of what both give out.
-      bad: takes down what cannot be read.
-    """
-
-    examples: EncodedExamples
-    decode_train: Decode
-    decode_test: Decode
-    image_shape: tuple[int, ...]
-    bad: BadImages
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        """The crop to evaluate; raises UnreadableImage."""
-        example = self.examples[index]
-        return example | {"image": self.decode_test(example["image"], np.random.default_rng(0))}
-
-    def train_batch(self, indices: np.ndarray, seeds: np.ndarray) -> Batch:
-        """See Source. In the place of an unreadable image another is drawn: batches stay whole."""
-        images = np.empty((len(indices), *self.image_shape), np.uint8)
-        labels = np.empty(len(indices), np.int32)
-        for place, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
-            rng = np.random.default_rng(seed)
-            for _ in range(_DRAWS):
-                image, labels[place] = self._read(int(index), self.decode_train, rng)
-                if image is not None:
-                    images[place] = image
-                    break
-                index = rng.integers(len(self))
-            else:
-                raise BadImagesError(f"none of {_DRAWS} images in a row can be read.")
-        return {"image": images, "label": labels}
-
-    def test_batch(self, indices: np.ndarray) -> Batch:
-        """See Source."""
-        images = np.zeros((len(indices), *self.image_shape), np.uint8)
-        labels = np.zeros(len(indices), np.int32)
-        mask = np.zeros(len(indices), np.float32)
-        for place, index in enumerate(indices):
-            if index < len(self):
-                rng = np.random.default_rng(0)
-                image, labels[place] = self._read(int(index), self.decode_test, rng)
-                if image is not None:
-                    images[place], mask[place] = image, 1.0
-        return {"image": images, "label": labels, "mask": mask}
-
-    def _read(
-        self, index: int, decode: Decode, rng: np.random.Generator
-    ) -> tuple[np.ndarray | None, int]:
-        example = self.examples[index]
-        try:
-            return decode(example["image"], rng), example["label"]
-        except decoding.UnreadableImage as error:
-            self.bad.add(self.examples.name(index), str(error))
-            return None, example["label"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,8 +187,15 @@ def _sample(source: ArraySource | DecodedSource) -> ArraySource:
 
 def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, on a scale of 0 to 1."""
-    pixels = images.reshape(-1, images.shape[-1]) / 255.0
-    return pixels.mean(0).tolist(), pixels.std(0).tolist()
+    # From counts of the 256 values, so that nothing as large as the images is made of them.
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for start in range(0, len(images), _CHUNK):
+        pixels = images[start : start + _CHUNK].reshape(-1, images.shape[-1])
+        counts += [np.bincount(channel, minlength=256) for channel in pixels.T]
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(1)
+    std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
+    return mean.tolist(), std.tolist()
 
 
 def digits(config: ml_collections.ConfigDict) -> Raw:

@@ -53,7 +53,7 @@ class Defaults:
     std: tuple[float, ...]
 
 
-# facebook/fb.resnet.torch, datasets/imagenet.lua; since then torchvision's and timm's.
+# torchvision's and timm's.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -64,7 +64,7 @@ def _of_255(*values: float) -> tuple[float, ...]:
 # By TFDS' names. mean and std are those of the code whose results are compared with.
 DEFAULTS = {
     "imagenet2012": Defaults("train", "validation", 1000, 224, _IMAGENET_MEAN, _IMAGENET_STD),
-    # fb.resnet.torch, datasets/cifar10.lua and cifar100.lua: ResNeXt, Wide ResNet, DenseNet.
+    # The training images' own, rounded, as public code for Wide ResNet and its successors has them.
     "cifar10": Defaults(
         "train", "test", 10, 32, _of_255(125.3, 123.0, 113.9), _of_255(63.0, 62.1, 66.7)
     ),
@@ -73,7 +73,7 @@ DEFAULTS = {
     ),
     # zhunzhong07/Random-Erasing, fashionmnist.py: they are MNIST's.
     "fashion_mnist": Defaults("train", "test", 10, 28, (0.1307,), (0.3081,)),
-    # fastai/imagenette, whose table has 128, 192 and 256 pixels, and which takes ImageNet's mean.
+    # A part of ImageNet.
     "imagenette": Defaults("train", "validation", 10, 128, _IMAGENET_MEAN, _IMAGENET_STD),
     # It has one split. ImageNet's mean, as for networks that were trained there.
     "cats_vs_dogs": Defaults("train[:80%]", "train[80%:]", 2, 224, _IMAGENET_MEAN, _IMAGENET_STD),

@@ -22,8 +22,6 @@ LIGHTING_EIGENVECTORS = (
     (-0.5836, -0.6948, 0.4203),
 )
 
-ERASING_FILLS = ("mean", "noise")
-
 # Where published code draws sizes until one fits, this many are drawn and the first that fits is
 # taken. It is torchvision's limit for a resized crop; with the usual areas it is all but never met.
 _DRAWS = 10
@@ -219,7 +217,8 @@ def random_erasing(
     probability: float,
     area: Sequence[float],
     ratio: float,
-    fill: str,
+    value: float,
+    noise: float,
 ) -> jax.Array:
     """A random rectangle of a normalised image erased.
 
@@ -233,7 +232,8 @@ def random_erasing(
       probability: that anything is erased.
       area: least and most of the rectangle's, as a share of the image's; uniform.
       ratio: least ratio of its height to its width; the most is 1 / ratio; uniform.
-      fill: 'mean' (zero) or 'noise' (a standard normal number for each value).
+      value: that it is filled with.
+      noise: standard deviation of normal numbers that are added to it.
     """
     height, width, _ = image.shape
     erase_key, area_key, ratio_key, top_key, left_key, noise_key = jax.random.split(key, 6)
@@ -247,7 +247,7 @@ def random_erasing(
     top = jax.random.randint(top_key, (), 0, jnp.maximum(height - heights[first], 0) + 1)
     left = jax.random.randint(left_key, (), 0, jnp.maximum(width - widths[first], 0) + 1)
     erased = jax.random.bernoulli(erase_key, probability) & jnp.any(fits)
-    filling = 0.0 if fill == "mean" else jax.random.normal(noise_key, image.shape, image.dtype)
+    filling = value + noise * jax.random.normal(noise_key, image.shape, image.dtype)
     mask = box_mask(image.shape, (top, left, heights[first], widths[first]))
     return jnp.where(mask & erased, filling, image)
 
