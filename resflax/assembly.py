@@ -107,6 +107,43 @@ def train_step(
     return compiled(functools.partial(steps.train_steps, step=step), batch_axis=1)
 
 
+def steps_per_call(
+    config: ml_collections.ConfigDict, steps_per_epoch: int, total_steps: int, *, on_devices: bool
+) -> int:
+    """How many steps a dispatch takes: `config.train.steps_per_call`, or, where it is 0, a choice.
+
+    An accelerator that has the data set itself gets many steps at once: those networks are small,
+    and a step of theirs is shorter than its dispatch. A processor's is not.
+
+    Args:
+      config: of the run.
+      steps_per_epoch: of its data.
+      total_steps: of the whole run.
+      on_devices: whether the examples live on the devices.
+
+    Raises:
+      ValueError: if none could be as long as the config says.
+    """
+    every_epochs = min(config.eval.every_epochs, config.checkpoint.every_epochs)
+    most = min(every_epochs * steps_per_epoch, total_steps)
+    given: int = config.train.steps_per_call
+    if given > most:
+        raise ValueError(
+            f"config.train.steps_per_call {given} is more than the {most} steps until an "
+            "evaluation or a checkpoint."
+        )
+    if given:
+        return given
+    if not on_devices or jax.default_backend() == "cpu":
+        return 1
+    return fewest_dispatches(most)
+
+
+def fewest_dispatches(steps: int) -> int:
+    """The number of steps, up to 32, in which so many take fewest calls, the rest one by one."""
+    return min(range(1, min(steps, 32) + 1), key=lambda n: steps // n + steps % n)
+
+
 def _mixer(config: ml_collections.ConfigDict, num_classes: int) -> Callable[..., Any] | None:
     if not any(config.mix.values()):
         return None

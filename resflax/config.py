@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from resflax.data import augmentation, mixing
+from resflax.data import augmentation, mixing, sources
 from resflax.data.resident import PLACEMENTS
-from resflax.data.sources import CROPS, SOURCES
 from resflax.models import create_model, override_names
 from resflax.parallel import MODES
 
@@ -54,7 +53,7 @@ def base() -> ml_collections.ConfigDict:
     train = config.train = ml_collections.ConfigDict()
     train.batch_size = 128  # images a step, over all devices
     train.epochs = 30.0  # passes over the training images
-    train.steps_per_call = 1  # steps in one dispatch, for small networks; the same results
+    train.steps_per_call = 0  # steps in one dispatch, the same results; 0: see resflax.assembly
     train.label_smoothing = 0.0  # probability spread over all classes
     train.aux_weight = 0.3  # of the loss of each auxiliary classifier
     train.trainable = ".*"  # regular expression that begins the paths of parameters to be trained
@@ -131,7 +130,7 @@ def _data() -> ml_collections.ConfigDict:
     """The images (see resflax.data.sources)."""
     data = ml_collections.ConfigDict()
     data.source = "digits"  # digits | shapes | folder | arrays | tfds
-    data.image_size = 16  # pixels, both sides; saved arrays keep their own
+    data.image_size = 16  # pixels, both sides; 0: a TFDS data set's usual; saved arrays keep theirs
     data.mean = ()  # of each channel, on a scale of 0 to 1; (): that of the training images
     data.std = ()  # standard deviation, likewise
     data.placement = "auto"  # device: the images live there | host | auto: device, if they fit
@@ -140,6 +139,7 @@ def _data() -> ml_collections.ConfigDict:
     data.crop_ratio = (3 / 4, 4 / 3)  # of 'resized': its width over its height
     data.crop_shorter = (256, 480)  # of 'scale': the image's shorter side before, pixels
     data.eval_resize = 0  # shorter side before the center is cut, pixels; 0: image_size
+    data.test_crops = 1  # of a test image | 10: corners, middle, and mirrored; averaged predictions
     data.threads = 0  # that decode; 0: as many as there are cores
     data.max_bad = 0.001  # share of the files that may be unreadable
     data.shapes = ml_collections.ConfigDict()  # of the source 'shapes' only
@@ -253,7 +253,6 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     _choice(config, "parallel.mode", MODES)
     for field in (
         "train.batch_size",
-        "train.steps_per_call",
         "eval.batch_size",
         "eval.every_epochs",
         "checkpoint.every_epochs",
@@ -268,6 +267,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         "optim.lr",
         "optim.decay_epochs",
         "optim.rms_epsilon",
+        "train.steps_per_call",
     ):
         _at_least(config, field, 0)
     try:
@@ -298,9 +298,9 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
 
 def _validate_data(config: ml_collections.ConfigDict) -> None:
     data = config.data
-    _choice(config, "data.source", SOURCES)
+    _choice(config, "data.source", sources.SOURCES)
     _choice(config, "data.placement", PLACEMENTS)
-    _choice(config, "data.crop", CROPS)
+    _choice(config, "data.crop", sources.CROPS)
     _between(config, "data.folder.val_share", 0.0, 1.0)
     _between(config, "data.max_bad", 0.0, 1.0)
     for field in ("threads", "eval_resize"):
@@ -309,15 +309,28 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
         _at_least(config, f"data.{field}", 1)
     for field, most in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("crop_shorter", math.inf)):
         _interval(config, f"data.{field}", most)
-    _at_least(config, "data.image_size", 16 if data.source == "shapes" else 8)
-    sides = {"eval_resize": data.eval_resize or data.image_size}
+    try:
+        size = sources.image_size(data)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    least = 16 if data.source == "shapes" else 8
+    if size < least:
+        raise ConfigError(f"config.data.image_size {size} must be at least {least}.")
+    if data.test_crops not in (1, 10):
+        raise ConfigError(f"config.data.test_crops {data.test_crops} must be 1 or 10.")
+    if data.test_crops > 1 and data.eval_resize <= size:
+        raise ConfigError(
+            f"config.data.test_crops {data.test_crops} are cut from images of "
+            f"config.data.eval_resize {data.eval_resize}: it must be more than their {size} pixels."
+        )
+    sides = {"eval_resize": data.eval_resize or size}
     if data.crop == "scale":
         sides["crop_shorter"] = data.crop_shorter[0]
     for field, side in sides.items():
-        if side < data.image_size:
+        if side < size:
             raise ConfigError(
                 f"config.data.{field} {data[field]} must be at least config.data.image_size "
-                f"{data.image_size}: images are not smaller than what is cut from them."
+                f"{size}: images are not smaller than what is cut from them."
             )
     if len(data.mean) != len(data.std) or min(data.std, default=1.0) <= 0:
         raise ConfigError(
@@ -326,25 +339,6 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
         )
     if not 0.0 <= data.shapes.difficulty <= 1.0:
         raise ConfigError(f"data.shapes.difficulty {data.shapes.difficulty}: from 0 to 1.")
-
-
-def validate_steps(
-    config: ml_collections.ConfigDict, steps_per_epoch: int, total_steps: int
-) -> None:
-    """Raises ConfigError where no dispatch could be as long as the config says.
-
-    Args:
-      config: of a run.
-      steps_per_epoch: of its data.
-      total_steps: of the whole run.
-    """
-    every = min(config.eval.every_epochs, config.checkpoint.every_epochs)
-    most = min(every * steps_per_epoch, total_steps)
-    if config.train.steps_per_call > most:
-        raise ConfigError(
-            f"config.train.steps_per_call {config.train.steps_per_call} is more than the {most} "
-            "steps until an evaluation or a checkpoint."
-        )
 
 
 def _validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:

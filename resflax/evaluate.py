@@ -5,15 +5,17 @@ python -m resflax.evaluate --workdir runs/... [--best | --step N]
 
 import argparse
 import functools
+import math
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import lax
 
 from resflax import checkpoint, runtime, steps
-from resflax.data import augmentation, pipeline, sources
+from resflax.data import augmentation, pipeline, sources, transforms
 from resflax.parallel import DataParallel
 
 
@@ -35,6 +37,8 @@ def evaluator(
       variables -> 'loss' (nats), 'top1' and 'top5' (fractions), means over the images.
     """
     description = dataset.description
+    if dataset.test_crops > 1:
+        apply_fn = ten_crop(apply_fn, description.image_shape[0])
     eval_step = parallel.step(
         functools.partial(
             steps.eval_step,
@@ -57,6 +61,29 @@ def evaluator(
         return {name: value / count for name, value in total.items()}
 
     return evaluate
+
+
+def ten_crop(apply_fn: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """A network's `apply` that looks at ten crops of each image (see transforms.ten_crop).
+
+    Its logits are the logarithms of the mean of the ten predicted probabilities (Krizhevsky 2012,
+    Section 4.1).
+
+    Args:
+      apply_fn: a network's `apply`.
+      size: side of the crops, pixels.
+    """
+
+    def apply(variables: Any, images: jax.Array, *, train: bool) -> jax.Array:
+        crops = transforms.ten_crop(images, size)
+
+        def predict(crop: jax.Array) -> jax.Array:
+            return jax.nn.log_softmax(apply_fn(variables, crop, train=train))
+
+        # One after another, so that ten take no more memory than one.
+        return jax.nn.logsumexp(lax.map(predict, crops), axis=0) - math.log(10)
+
+    return apply
 
 
 def evaluate_run(

@@ -108,7 +108,7 @@ class Progress:
           step: that it was after.
           metrics: what came out.
           is_best: whether no evaluation was better.
-          bad_images: that could not be read so far.
+          bad_images: that this process could not read so far.
         """
         if self._writer is not None:
             values = {f"eval/{name}": value for name, value in metrics.items()}

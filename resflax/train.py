@@ -44,7 +44,9 @@ def train_and_evaluate(
     dataset = sources.load(config.data)
     batches, examples = assembly.training_data(config, dataset, parallel)
     total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
-    config_lib.validate_steps(config, batches.steps_per_epoch, total_steps)
+    steps_per_call = assembly.steps_per_call(
+        config, batches.steps_per_epoch, total_steps, on_devices=bool(examples)
+    )
     is_main = jax.process_index() == 0
     if is_main:
         workdir_lib.open_run(workdir, config)
@@ -57,7 +59,7 @@ def train_and_evaluate(
     state = assembly.create_state(config, model, dataset, schedule, parallel)
     train_step = {
         n: assembly.train_step(config, dataset, parallel, n, on_devices=bool(examples))
-        for n in {1, config.train.steps_per_call}
+        for n in {1, steps_per_call}
     }
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
 
@@ -65,6 +67,8 @@ def train_and_evaluate(
         stop_if_asked = stack.enter_context(interruption.deferred())
         checkpointer = checkpoint.Checkpointer(workdir, config.checkpoint.keep)
         stack.callback(checkpointer.close)
+        # Also where too many of them stop the run.
+        stack.callback(workdir_lib.write_bad_files, workdir, dataset.bad, jax.process_index())
         state = _start(state, config, num_classes, checkpointer, batches, parallel)
         step = first_step = int(parallel.single(state).step)
         if first_step:
@@ -86,7 +90,8 @@ def train_and_evaluate(
         best = checkpointer.best or (0, -1.0)
         metrics: dict[str, jax.Array] | None = None
         waited = False
-        for count, batch in batches.take(_calls(config, step, total_steps, batches)):
+        calls = _calls(config, steps_per_call, step, total_steps, batches)
+        for count, batch in batches.take(calls):
             stop_if_asked()
             last_metrics, last_waited = metrics, waited
             waited = batches.waited and _done(last_metrics)
@@ -106,8 +111,7 @@ def train_and_evaluate(
             if is_best:
                 best = step, results["top1"]
             progress.evaluation(step, results, is_best, len(dataset.bad))
-            if is_main and len(dataset.bad):
-                workdir_lib.write_bad_files(workdir, dataset.bad)
+            workdir_lib.write_bad_files(workdir, dataset.bad, jax.process_index())
             if saves or is_best:
                 checkpointer.save(parallel.single(state), batches.position, results)
 
@@ -158,6 +162,7 @@ def _due(step: int, every_epochs: int, batches: pipeline.TrainBatches, total_ste
 
 def _calls(
     config: ml_collections.ConfigDict,
+    steps_per_call: int,
     first_step: int,
     total_steps: int,
     batches: pipeline.TrainBatches,
@@ -172,8 +177,8 @@ def _calls(
     step = first_step
     while step < total_steps:
         left = [steps - step % steps for steps in intervals]
-        fits = config.train.steps_per_call <= min(*left, total_steps - step)
-        count = config.train.steps_per_call if fits else 1
+        fits = steps_per_call <= min(*left, total_steps - step)
+        count = steps_per_call if fits else 1
         yield count
         step += count
 

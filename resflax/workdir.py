@@ -79,9 +79,18 @@ def write_result(workdir: pathlib.Path, result: dict[str, float]) -> None:
     write_atomically(workdir / RESULT, json.dumps(result, indent=2) + "\n")
 
 
-def write_bad_files(workdir: pathlib.Path, lines: Iterable[str]) -> None:
-    """Notes the images that could not be read, beside those that were noted before."""
-    path = workdir / BAD_FILES
+def write_bad_files(workdir: pathlib.Path, lines: Iterable[str], process: int = 0) -> None:
+    """Notes the images that could not be read, beside those that were noted before.
+
+    Args:
+      workdir: of the run.
+      lines: 'name: reason'; if there are none, nothing is written.
+      process: that met them; each but the first has a file of its own, bad_files.N.txt.
+    """
+    lines = list(lines)
+    if not lines:
+        return
+    path = workdir / (BAD_FILES if process == 0 else f"bad_files.{process}.txt")
     known = path.read_text().splitlines() if path.exists() else []
     write_atomically(path, "\n".join(dict.fromkeys([*known, *lines])) + "\n")
 

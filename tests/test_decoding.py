@@ -174,14 +174,29 @@ def test_a_crop_is_that_of_the_whole_image(settings, seed):
     np.testing.assert_allclose(crop, np.asarray(whole), atol=2)
 
 
-@pytest.mark.skipif(decoding.cykooz_resizer is None, reason="cykooz-resizer is not installed")
-@pytest.mark.parametrize("kind", ["RGB", "L"])
-def test_both_packages_resample_alike(kind, monkeypatch):
-    data = encode(Image.fromarray(noisy(203, 151).astype(np.uint8)).convert(kind))
+@pytest.mark.skipif(decoding.cykooz_resizer is None, reason="resflax[fast] is not installed")
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_both_packages_read_alike(kind, format, monkeypatch):
+    if (kind, format) == ("CMYK", "PNG"):
+        pytest.skip("there are none")
+    data = encode(Image.fromarray(noisy(203, 151).astype(np.uint8)).convert(kind), format)
     fast = {name: crop(data, 97) for name, crop in EVERY_CROP.items()}
     monkeypatch.setattr(decoding, "cykooz_resizer", None)
     for name, crop in EVERY_CROP.items():
         np.testing.assert_allclose(fast[name], crop(data, 97), atol=1, err_msg=name)
+
+
+@pytest.mark.skipif(decoding.cykooz_resizer is None, reason="resflax[fast] is not installed")
+def test_what_is_read_is_what_pillow_can_read(monkeypatch):
+    # A remainder before the end of the file, as in some of ImageNet's: only a warning to Pillow.
+    data = encode(noisy(203, 151).astype(np.uint8), "JPEG")
+    data = data[:-2] + b"\x12\x34\x56" + data[-2:]
+    with pytest.raises(ValueError, match="extraneous"):
+        decoding.simplejpeg.decode_jpeg(data)
+    crop = center_crop(data, 97, resize=100)
+    monkeypatch.setattr(decoding, "cykooz_resizer", None)
+    np.testing.assert_allclose(crop, center_crop(data, 97, resize=100), atol=1)
 
 
 def test_pixels_are_means_over_what_they_cover():

@@ -1,11 +1,12 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small import config as small_config
 
 from resflax import config as config_lib
 from resflax import evaluate, metrics
-from resflax.data import augmentation, sources
+from resflax.data import augmentation, sources, transforms
 from resflax.parallel import DataParallel
 
 
@@ -37,6 +38,52 @@ def test_an_evaluation_in_padded_batches_is_that_of_all_images_at_once(network, 
     result = evaluate.evaluator(model.apply, dataset, 16, parallel)(parallel.spread(single))
     for name in ("loss", "top1", "top5"):
         assert result[name] == pytest.approx(float(sums[name]) / 50, rel=1e-5)
+
+
+def test_ten_crops_have_one_prediction(network):
+    model, _, variables, _ = network
+    size = 12
+    images = jax.random.uniform(jax.random.key(0), (6, 16, 16, 3))
+    crops = np.asarray(transforms.ten_crop(images, size))
+    each = [jax.nn.softmax(model.apply(variables, crop, train=False)) for crop in crops]
+    logits = evaluate.ten_crop(model.apply, size)(variables, images, train=False)
+    assert np.std(each, axis=0).max() > 1e-4
+    np.testing.assert_allclose(jax.nn.softmax(logits), np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_config_has_ten_crops_evaluated(network, tmp_path):
+    model, _, variables, _ = network
+    colours = np.linspace(0, 255, 120, dtype=np.uint8)
+    for name, angle in (("a", 0), ("b", 90)):
+        for part, count in (("train", 1), ("val", 3)):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                ramp = np.roll(np.tile(colours, (90, 1)), 17 * i, 1)
+                image = Image.fromarray(ramp).convert("RGB").rotate(angle)
+                image.save(tmp_path / part / name / f"{i}.png")
+    config = small_config(**{"data.source": "folder", "data.eval_resize": 20})
+    config.data.folder.path = str(tmp_path)
+    parallel = DataParallel.over("jit", jax.devices()[:1])
+    losses = []
+    for crops in (1, 10):
+        config.data.test_crops = crops
+        dataset = sources.load(config.data)
+        assert dataset.train.images.shape[1:] == dataset.description.image_shape == (16, 16, 3)
+        losses.append(evaluate.evaluator(model.apply, dataset, 4, parallel)(variables)["loss"])
+    normalize = augmentation.normalizer(dataset.description.mean, dataset.description.std)
+    images = normalize(dataset.test.images)
+    assert images.shape[1:] == (20, 20, 3)
+    logits = evaluate.ten_crop(model.apply, 16)(variables, images, train=False)
+    assert losses[1] == pytest.approx(
+        float(metrics.cross_entropy(logits, dataset.test.labels).mean()), rel=1e-5
+    )
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_ten_crops_are_of_image_files():
+    config = small_config(**{"data.test_crops": 10, "data.eval_resize": 20})
+    with pytest.raises(ValueError, match="images of 'shapes' have a size of their own"):
+        sources.load(config.data)
 
 
 def test_a_workdir_without_a_run_gets_one_line(tmp_path, capsys):

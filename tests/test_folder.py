@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from resflax.data import folder
+from resflax.data.bad import UnreadableImage
 
 
 def save(path, colour, size=(20, 12), **kwargs):
@@ -88,7 +89,7 @@ def test_a_source_gives_the_files_as_they_are(cats_and_dogs):
         source[14]
 
 
-def test_a_file_that_is_gone_is_named(cats_and_dogs):
+def test_a_file_that_is_gone_cannot_be_read(cats_and_dogs):
     source = folder.FolderSource.of([(cats_and_dogs / "cats" / "99.jpg", 0)])
-    with pytest.raises(folder.FolderError, match=r"99\.jpg cannot be read: No such file"):
+    with pytest.raises(UnreadableImage, match="it cannot be opened: No such file"):
         source[0]

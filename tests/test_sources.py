@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from small import config as small_config
 
+from resflax import train, workdir
 from resflax.data import examples, pipeline, resident, sources
 from resflax.data.bad import BadImagesError
 
@@ -209,6 +210,37 @@ def test_a_run_from_files_notes_those_that_cannot_be_read(photos, tmp_path):
     assert all(0 <= line["train/data_wait"] <= 1 for line in lines if "train/loss" in line)
 
 
+def test_too_many_that_cannot_be_read_stop_the_run_and_are_noted(photos, tmp_path):
+    # With a mean of its own: else the images that it is measured on stop the run before it starts.
+    config = folder_config(photos, crop="resized", max_bad=1 / 24, mean=(0.5,) * 3, std=(0.2,) * 3)
+    config.train.batch_size = config.eval.batch_size = 8
+    spoil(photos, 6)
+    with pytest.raises(BadImagesError, match="max_bad allows 1"):
+        train.train_and_evaluate(config, tmp_path / "run")
+    noted = (tmp_path / "run" / "bad_files.txt").read_text().splitlines()
+    assert 2 <= len(noted) <= 6
+    assert all(f"{photos}/cats/" in line for line in noted)
+
+
+def test_each_process_notes_its_own(tmp_path):
+    for process, lines in ((0, ["a: b"]), (1, ["c: d"]), (2, [])):
+        workdir.write_bad_files(tmp_path, lines, process)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "bad_files.txt": "a: b\n",
+        "bad_files.1.txt": "c: d\n",
+    }
+
+
+def test_a_file_that_is_gone_counts_as_unreadable(photos):
+    dataset = sources.load(folder_config(photos, crop="resized", max_bad=0.1).data)
+    (photos / "cats" / "00.jpg").unlink()
+    for source in (dataset.train, dataset.test):
+        source.test_batch(np.arange(len(source)))
+    assert list(dataset.bad) == [
+        f"{photos}/cats/00.jpg: it cannot be opened: No such file or directory"
+    ]
+
+
 @pytest.mark.slow
 def test_fashion_mnist_is_learned_in_three_epochs(tmp_path):
     data = pathlib.Path(os.environ.get("RESFLAX_DATA_DIR", "~/.local/share/resflax")).expanduser()
@@ -217,15 +249,15 @@ def test_fashion_mnist_is_learned_in_three_epochs(tmp_path):
             "apt-get install dataset-fashion-mnist; python -m resflax.data prepare fashion_mnist "
             "--from /usr/share/datasets/fashion-mnist"
         )
-    workdir = tmp_path / "run"
+    run = tmp_path / "run"
     flags = "--config", "configs/fashion_mnist.py", "--config.train.epochs=3"
     flags += ("--config.optim.schedule=cosine",)
     process = subprocess.run(
-        [*(sys.executable, "-m", "resflax.main"), *flags, "--workdir", str(workdir)],
+        [*(sys.executable, "-m", "resflax.main"), *flags, "--workdir", str(run)],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": ""},
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr
-    assert json.loads((workdir / "result.json").read_text())["eval/top1"] > 0.89
+    assert json.loads((run / "result.json").read_text())["eval/top1"] > 0.89

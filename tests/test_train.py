@@ -160,7 +160,7 @@ def test_it_does_not_matter_where_the_examples_live(finished, tmp_path):
 
 def test_a_call_longer_than_the_evaluations_allow_is_refused(tmp_path):
     config = small_config(**{"train.steps_per_call": 3})
-    with pytest.raises(config_lib.ConfigError, match="3 is more than the 2 steps until"):
+    with pytest.raises(ValueError, match="3 is more than the 2 steps until"):
         train.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

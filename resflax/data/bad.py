@@ -4,6 +4,10 @@ import threading
 from collections.abc import Iterator
 
 
+class UnreadableImage(ValueError):  # noqa: N818 - what is wrong is the image
+    """There is no image that can be read; the message is the reason: 'it has no bytes'."""
+
+
 class BadImagesError(ValueError):
     """More images cannot be read than config.data.max_bad allows."""
 

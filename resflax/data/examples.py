@@ -6,8 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from resflax.data import decoding
-from resflax.data.bad import BadImages, BadImagesError
+from resflax.data.bad import BadImages, BadImagesError, UnreadableImage
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -47,7 +46,7 @@ class EncodedExamples(Protocol):
         """Their number."""
 
     def __getitem__(self, index: int) -> Example:
-        """{'image': bytes, 'label': int32 []}."""
+        """{'image': bytes, 'label': int32 []}; raises UnreadableImage if its file is gone."""
 
     def name(self, index: int) -> str:
         """What a person finds the image by."""
@@ -119,9 +118,9 @@ class DecodedSource:
         for place, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
             rng = np.random.default_rng(seed)
             for _ in range(_DRAWS):
-                image, labels[place] = self._read(int(index), self.decode_train, rng)
-                if image is not None:
-                    images[place] = image
+                read = self._read(int(index), self.decode_train, rng)
+                if read is not None:
+                    images[place], labels[place] = read
                     break
                 index = rng.integers(len(self))
             else:
@@ -136,17 +135,18 @@ class DecodedSource:
         for place, index in enumerate(indices):
             if index < len(self):
                 rng = np.random.default_rng(0)
-                image, labels[place] = self._read(int(index), self.decode_test, rng)
-                if image is not None:
-                    images[place], mask[place] = image, 1.0
+                read = self._read(int(index), self.decode_test, rng)
+                if read is not None:
+                    images[place], labels[place] = read
+                    mask[place] = 1.0
         return {"image": images, "label": labels, "mask": mask}
 
     def _read(
         self, index: int, decode: Decode, rng: np.random.Generator
-    ) -> tuple[np.ndarray | None, int]:
-        example = self.examples[index]
+    ) -> tuple[np.ndarray, int] | None:
         try:
+            example = self.examples[index]
             return decode(example["image"], rng), example["label"]
-        except decoding.UnreadableImage as error:
+        except UnreadableImage as error:
             self.bad.add(self.examples.name(index), str(error))
-            return None, example["label"]
+            return None

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from resflax.data.bad import UnreadableImage
+
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 # A labelled file.
@@ -100,6 +102,7 @@ class FolderSource:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """Raises UnreadableImage if the file cannot be opened."""
         return {"image": read(self.files[index]), "label": self.labels[index]}
 
     def name(self, index: int) -> str:
@@ -111,10 +114,10 @@ def read(path: str | pathlib.Path) -> bytes:
     """A file as it is.
 
     Raises:
-      FolderError: if the system does not let it be read.
+      UnreadableImage: if the system does not let it be read.
     """
     try:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise FolderError(f"{path} cannot be read: {error.strerror}.") from None
+        raise UnreadableImage(f"it cannot be opened: {error.strerror}") from None

@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import os
-import re
 from collections.abc import Callable
 
 import ml_collections
@@ -56,6 +55,8 @@ class Dataset:
       description: what their users must know.
       bad: the images that could not be read.
       threads: that it pays to read with.
+      test_crops: of an image, whose predictions are averaged: 1, or 10 (see transforms.ten_crop);
+        then the test images are larger than those to train on.
     """
 
     train: Source
@@ -63,6 +64,7 @@ class Dataset:
     description: Description
     bad: BadImages
     threads: int = 1
+    test_crops: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,17 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     raw = SOURCES[config.source](config)
     bad = BadImages(int(config.max_bad * (len(raw.train) + len(raw.test))))
     threads = config.threads or os.cpu_count() or 1
-    train, test = (readable(part, config, raw.channels, bad) for part in (raw.train, raw.test))
+    size = image_size(config)
+    train = readable(raw.train, config, size, raw.channels, bad)
+    if config.test_crops == 1:
+        test = readable(raw.test, config, size, raw.channels, bad)
+    elif isinstance(raw.test, ArraySource):
+        raise ValueError(
+            f"config.data.test_crops {config.test_crops} are of image files, which are resized to "
+            f"config.data.eval_resize; the images of {config.source!r} have a size of their own."
+        )
+    else:
+        test = readable(raw.test, config, config.eval_resize, raw.channels, bad)
     if config.crop == "center":
         train, test = (_in_memory(source, threads) for source in (train, test))
     mean, std = config.mean or raw.mean, config.std or raw.std
@@ -113,14 +125,34 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
         std=tuple(std),
     )
     # One thread is enough for arrays.
-    return Dataset(
-        train, test, description, bad, threads if isinstance(train, DecodedSource) else 1
-    )
+    threads = threads if isinstance(train, DecodedSource) else 1
+    return Dataset(train, test, description, bad, threads, config.test_crops)
+
+
+def image_size(config: ml_collections.ConfigDict) -> int:
+    """Side of the images to train on, pixels; saved arrays keep their own.
+
+    Args:
+      config: `config.data`: `image_size`, or where it is 0 the usual one of its TFDS data set.
+
+    Raises:
+      ValueError: if it is 0 and there is no usual one.
+    """
+    if config.image_size:
+        return config.image_size
+    usual = tfds.defaults(config.tfds.name) if config.source == "tfds" else None
+    if usual is None:
+        raise ValueError(
+            f"config.data.image_size 0 is the usual size of a common TFDS data set "
+            f"({', '.join(tfds.DEFAULTS)}); of others, say which."
+        )
+    return usual.image_size
 
 
 def readable(
     examples: ArraySource | EncodedExamples,
     config: ml_collections.ConfigDict,
+    size: int,
     channels: int,
     bad: BadImages,
 ) -> ArraySource | DecodedSource:
@@ -129,12 +161,12 @@ def readable(
     Args:
       examples: as they are stored.
       config: `config.data`.
-      channels: of decoded images.
+      size: side of decoded images, pixels.
+      channels: of them.
       bad: takes down what cannot be read.
     """
     if isinstance(examples, ArraySource):
         return examples
-    size = config.image_size
     resize = config.eval_resize or size
 
     def decode_test(data: bytes, rng: np.random.Generator) -> np.ndarray:
@@ -260,13 +292,13 @@ def saved_arrays(config: ml_collections.ConfigDict) -> Raw:
 def prepared_by_tfds(config: ml_collections.ConfigDict) -> Raw:
     """A data set that TensorFlow Datasets has prepared: see resflax.data.tfds."""
     found = tfds.open_dataset(**config.tfds)
-    defaults = tfds.DEFAULTS.get(re.split("[/:]", config.tfds.name)[0])
+    usual = tfds.defaults(config.tfds.name)
     return Raw(
         found.train if found.encoded else _stacked(found.train),
         found.test if found.encoded else _stacked(found.test),
         found.label_names,
-        mean=defaults.mean if defaults else (),
-        std=defaults.std if defaults else (),
+        mean=usual.mean if usual else (),
+        std=usual.std if usual else (),
         channels=found.image_shape[-1] or 3,
     )
 

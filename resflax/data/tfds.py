@@ -39,7 +39,6 @@ class Defaults:
     Attributes:
       train_split: in TFDS' notation.
       test_split: likewise; of ImageNet it is the validation set, whose labels alone are public.
-      num_classes: labels.
       image_size: side of the images to train on, pixels.
       mean: of each channel, on a scale of 0 to 1.
       std: standard deviation, likewise.
@@ -47,7 +46,6 @@ class Defaults:
 
     train_split: str
     test_split: str
-    num_classes: int
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -63,21 +61,26 @@ def _of_255(*values: float) -> tuple[float, ...]:
 
 # By TFDS' names. mean and std are those of the code whose results are compared with.
 DEFAULTS = {
-    "imagenet2012": Defaults("train", "validation", 1000, 224, _IMAGENET_MEAN, _IMAGENET_STD),
+    "imagenet2012": Defaults("train", "validation", 224, _IMAGENET_MEAN, _IMAGENET_STD),
     # The training images' own, rounded, as public code for Wide ResNet and its successors has them.
     "cifar10": Defaults(
-        "train", "test", 10, 32, _of_255(125.3, 123.0, 113.9), _of_255(63.0, 62.1, 66.7)
+        "train", "test", 32, _of_255(125.3, 123.0, 113.9), _of_255(63.0, 62.1, 66.7)
     ),
     "cifar100": Defaults(
-        "train", "test", 100, 32, _of_255(129.3, 124.1, 112.4), _of_255(68.2, 65.4, 70.4)
+        "train", "test", 32, _of_255(129.3, 124.1, 112.4), _of_255(68.2, 65.4, 70.4)
     ),
     # zhunzhong07/Random-Erasing, fashionmnist.py: they are MNIST's.
-    "fashion_mnist": Defaults("train", "test", 10, 28, (0.1307,), (0.3081,)),
+    "fashion_mnist": Defaults("train", "test", 28, (0.1307,), (0.3081,)),
     # A part of ImageNet.
-    "imagenette": Defaults("train", "validation", 10, 128, _IMAGENET_MEAN, _IMAGENET_STD),
+    "imagenette": Defaults("train", "validation", 128, _IMAGENET_MEAN, _IMAGENET_STD),
     # It has one split. ImageNet's mean, as for networks that were trained there.
-    "cats_vs_dogs": Defaults("train[:80%]", "train[80%:]", 2, 224, _IMAGENET_MEAN, _IMAGENET_STD),
+    "cats_vs_dogs": Defaults("train[:80%]", "train[80%:]", 224, _IMAGENET_MEAN, _IMAGENET_STD),
 }
+
+
+def defaults(name: str) -> Defaults | None:
+    """Those of a data set, NAME[/CONFIG][:VERSION], if it is a common one."""
+    return DEFAULTS.get(re.split("[/:]", name)[0])
 
 
 class Records(Protocol):
@@ -185,9 +188,9 @@ def open_dataset(
         raise TfdsError(f"{where} cannot be read: {_line(error)}.") from error
     label_names = _label_names(features, where)
     encoded = _check_image(features, where)
-    defaults = DEFAULTS.get(builder.info.name)
-    train_split = train_split or (defaults.train_split if defaults else "train")
-    test_split = test_split or (defaults.test_split if defaults else "test")
+    usual = defaults(name)
+    train_split = train_split or (usual.train_split if usual else "train")
+    test_split = test_split or (usual.test_split if usual else "test")
     # An image that is not wanted, as a mask, is not decoded either.
     decoders = {
         feature: tfds.decode.SkipDecoding()

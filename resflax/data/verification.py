@@ -30,7 +30,8 @@ def verify(config: ml_collections.ConfigDict) -> int:
     total = len(raw.train) + len(raw.test)
     bad = BadImages(total)
     train, test = (
-        sources.readable(part, config.data, raw.channels, bad) for part in (raw.train, raw.test)
+        sources.readable(part, config.data, sources.image_size(config.data), raw.channels, bad)
+        for part in (raw.train, raw.test)
     )
     batches = [
         (part, np.arange(start, min(start + _BATCH, len(part))))
@@ -44,13 +45,13 @@ def verify(config: ml_collections.ConfigDict) -> int:
     ):
         task = bar.add_task("images", total=total)
         for batch in pool.map(lambda b: b[0].test_batch(b[1]), batches):
-            counts += np.bincount(batch["label"], minlength=len(counts))
-            bar.advance(task, len(batch["label"]))
+            counts += np.bincount(batch["label"][batch["mask"] == 1], minlength=len(counts))
+            bar.advance(task, len(batch["mask"]))
     for line in bad:
         console.print(line, markup=False, soft_wrap=True)
     console.print(
         f"{len(train):,} training and {len(test):,} test images, "
-        f"{len(counts)} labels, {counts.min():,} to {counts.max():,} of each; "
+        f"{len(counts)} labels, {counts.min():,} to {counts.max():,} readable ones of each; "
         f"{len(bad)} of {total:,} cannot be read",
         soft_wrap=True,
     )
