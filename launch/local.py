@@ -189,3 +189,7 @@ def _tell(failed: Mapping[int, int], *, alive: bool) -> None:
     endings = (f"process {i} {signals.ending(code)}" for i, code in failed.items())
     others = "; the others are stopped" if alive else ""
     print(f"{', '.join(endings)}{others}.", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

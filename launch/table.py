@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import datetime
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -28,6 +29,9 @@ _STYLES = {
 
 # Which rows a low terminal keeps, first to last.
 _RANKS = (State.RUNNING, State.FAILED, State.INTERRUPTED, State.QUEUED, State.DONE)
+
+# Characters of a bar.
+_BAR = 16
 
 # Lines of the terminal that are not rows: headings, rules, the summary, the prompt.
 _FRAME = 6
@@ -76,19 +80,24 @@ def table(
     result = rich.table.Table(
         box=rich.box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left"
     )
-    whole = height is None
-    result.add_column("run", no_wrap=not whole, overflow="fold" if whole else "ellipsis")
-    result.add_column("state", no_wrap=True)
-    result.add_column("epochs", justify="right", no_wrap=True)
-    result.add_column("", no_wrap=not whole, overflow="fold" if whole else "ellipsis")
-    result.add_column("top-1", justify="right", no_wrap=True)
+    # Of a narrow terminal, names and errors take what the other columns leave.
+    one_line = height is not None
+    fit = functools.partial(
+        rich.text.Text, no_wrap=one_line, overflow="ellipsis" if one_line else "fold"
+    )
+    for heading in ("run", "state", "epochs", "", "top-1"):
+        right = heading in ("epochs", "top-1")
+        result.add_column(
+            heading, justify="right" if right else "left", no_wrap=heading not in ("run", "")
+        )
     for name in shown:
         status = statuses[name]
+        bar = rich.progress_bar.ProgressBar(status.epochs or 1.0, status.epoch, width=_BAR)
         result.add_row(
-            rich.text.Text(name),
+            fit(name),
             rich.text.Text(status.state, style=_STYLES[status.state]),
             f"{status.epoch:.1f}/{status.epochs:g}" if status.epochs else "",
-            _course(status),
+            fit(status.error, style="red") if status.error else bar if status.epoch else "",
             "" if status.top1 is None else f"{status.top1:.2%}",
         )
     return result
@@ -101,15 +110,6 @@ def summary(statuses: Mapping[str, Status], seconds: float) -> str:
     parts = [f"{count[State.DONE]} of {len(statuses)} done"]
     parts += [f"{count[state]} {state}" for state in others]
     return f"{', '.join(parts)}; {datetime.timedelta(seconds=int(seconds))}"
-
-
-def _course(status: Status) -> rich.console.RenderableType:
-    """A bar, or the error."""
-    if status.error:
-        return rich.text.Text(status.error, style="red")
-    if not status.epoch:
-        return ""
-    return rich.progress_bar.ProgressBar(status.epochs, status.epoch, width=16)
 
 
 def _chosen(statuses: Mapping[str, Status], height: int | None) -> list[str]:

@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -55,7 +56,9 @@ def load(config: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDic
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-        values(argv)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of how ml_collections imports
+            values(argv)
     except Exception as error:  # a config file is a program, and can raise anything
         raise ValueError(_explain(error, _config_file(argv))) from None
     return values["config"].value
