@@ -55,6 +55,7 @@ def submit(runs: Sequence[Run], options: argparse.Namespace) -> int:
             show(pool.statuses)
             time.sleep(signals.POLL)
         if received:
+            print("stopping the runs; a second Ctrl-C hastens it.", file=sys.stderr, flush=True)
             pool.stop(received, lambda: show(pool.statuses))
         show(pool.statuses)
     count = collections.Counter(run.state for run in pool.statuses.values())

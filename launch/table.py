@@ -66,8 +66,8 @@ def display(runs: Sequence[Run]) -> Iterator[Show]:
 
 def table(
     statuses: Mapping[str, Status], seconds: float, height: int | None = None
-) -> rich.table.Table:
-    """A row for each run.
+) -> rich.console.Group:
+    """A row for each run, and the summary.
 
     Args:
       statuses: by the runs' names.
@@ -76,10 +76,7 @@ def table(
     """
     shown = _chosen(statuses, height)
     hidden = len(statuses) - len(shown)
-    caption = summary(statuses, seconds) + (f"; {hidden} not shown" if hidden else "")
-    result = rich.table.Table(
-        box=rich.box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left"
-    )
+    result = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     # Of a narrow terminal, names and errors take what the other columns leave.
     one_line = height is not None
     fit = functools.partial(
@@ -88,7 +85,10 @@ def table(
     for heading in ("run", "state", "epochs", "", "top-1"):
         right = heading in ("epochs", "top-1")
         result.add_column(
-            heading, justify="right" if right else "left", no_wrap=heading not in ("run", "")
+            heading,
+            justify="right" if right else "left",
+            no_wrap=heading not in ("run", ""),
+            min_width=_BAR if heading == "" else None,
         )
     for name in shown:
         status = statuses[name]
@@ -97,10 +97,11 @@ def table(
             fit(name),
             rich.text.Text(status.state, style=_STYLES[status.state]),
             f"{status.epoch:.1f}/{status.epochs:g}" if status.epochs else "",
-            fit(status.error, style="red") if status.error else bar if status.epoch else "",
+            fit(status.error, style="red") if status.error else bar,
             "" if status.top1 is None else f"{status.top1:.2%}",
         )
-    return result
+    last = summary(statuses, seconds) + (f"; {hidden} not shown" if hidden else "")
+    return rich.console.Group(result, rich.text.Text(last))
 
 
 def summary(statuses: Mapping[str, Status], seconds: float) -> str:

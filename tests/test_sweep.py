@@ -14,9 +14,16 @@ from launch import lock, sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Two runs of one architecture, and one that cannot be.
+# Two runs of one architecture, quick to compile, and one that cannot be.
 CONFIG = """
-from tests.small import get_config
+from tests import small
+
+def get_config():
+    config = small.get_config()
+    config.model.name = "cifar_resnet20"
+    config.model.update(depth=8, num_filters=4)
+    config.model.update(cardinality=None, base_width=None, se_reduction=None)
+    return config
 
 def sweep():
     for lr in (0.1, 0.2, -1.0):
@@ -132,38 +139,52 @@ def test_the_runs_of_another_config_are_left_alone(config, swept):
     assert contents(workdir / "lr=0.1") == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_sweep_goes_on(config, tmp_path, number):
-    options = ("--override", "train.epochs=1000", "--filter", "optim.lr=0.1")
-    for resumed in (False, True):
-        process = start(config, tmp_path, *options)
-        wait_for(tmp_path / f"lr=0.1/checkpoints/{50 if resumed else 2}")
-        process.send_signal(number)
-        code, output, errors = finish(process)
-        assert code == 130
-        assert "stopped with 0 of 1 runs done; the same command goes on." in errors
-        assert "1 interrupted" in output
-        assert not processes_of(tmp_path)
-        assert not (tmp_path / "lr=0.1/error.txt").exists()
-        log = (tmp_path / "lr=0.1/log.txt").read_text()
-        assert ("resumed after step" in log) == resumed
+ENDLESS = ("--override", "train.epochs=1000", "--filter", "optim.lr=0.1")
 
 
+def stop(config, workdir, number, step):
+    """Stops a sweep of one run by a signal, after a checkpoint; returns the run's output."""
+    process = start(config, workdir, *ENDLESS)
+    wait_for(workdir / f"lr=0.1/checkpoints/{step}")
+    process.send_signal(number)
+    code, output, errors = finish(process)
+    assert code == 130
+    assert "stopped with 0 of 1 runs done; the same command goes on." in errors
+    assert "1 interrupted" in output
+    assert not processes_of(workdir)
+    assert not (workdir / "lr=0.1/error.txt").exists()
+    return (workdir / "lr=0.1/log.txt").read_text()
+
+
+def test_an_interrupted_sweep_goes_on(config, tmp_path):
+    assert "resumed" not in stop(config, tmp_path, signal.SIGINT, step=2)
+    done = max(int(path.name) for path in (tmp_path / "lr=0.1/checkpoints").glob("[0-9]*"))
+    log = stop(config, tmp_path, signal.SIGINT, step=done + 2)
+    assert f"resumed after step {done} of 2000" in log
+
+
+@pytest.mark.slow
+def test_a_terminated_sweep_stops_its_runs(config, tmp_path):
+    stop(config, tmp_path, signal.SIGTERM, step=2)
+
+
+@pytest.mark.slow
 def test_a_sweep_is_not_begun_beside_the_runs_of_a_killed_one(config, tmp_path, capsys):
-    options = ("--override", "train.epochs=1000", "--filter", "optim.lr=0.1")
-    process = start(config, tmp_path, *options)
+    process = start(config, tmp_path, *ENDLESS)
     wait_for(tmp_path / "lr=0.1/checkpoints/2")
     process.kill()
     process.communicate()
     (run,) = processes_of(tmp_path)
+    arguments = ["--config", str(config), "--workdir", str(tmp_path), *ENDLESS]
     with pytest.raises(SystemExit) as exit_code:
-        sweep.main(["--config", str(config), "--workdir", str(tmp_path), *options])
+        sweep.main(arguments)
     assert exit_code.value.code == 2
     assert "another sweep, or a run that one left behind, is at work" in capsys.readouterr().err
     os.kill(run, signal.SIGKILL)
-    while processes_of(tmp_path):
-        time.sleep(0.05)
-    with lock.held(tmp_path):
+    code, output, _ = finish(start(config, tmp_path, *ENDLESS, "--executor", "print"))
+    assert code == 0
+    assert "optim.lr=0.1" in output
+    with lock.held(tmp_path):  # free again: the print's start took longer than the run's end
         pass
 
 
