@@ -92,12 +92,16 @@ def table(
         )
     for name in shown:
         status = statuses[name]
-        bar = rich.progress_bar.ProgressBar(status.epochs or 1.0, status.epoch, width=_BAR)
+        course: rich.console.RenderableType = ""
+        if status.error:
+            course = fit(status.error, style="red")
+        elif status.epoch:
+            course = rich.progress_bar.ProgressBar(status.epochs, status.epoch, width=_BAR)
         result.add_row(
             fit(name),
             rich.text.Text(status.state, style=_STYLES[status.state]),
             f"{status.epoch:.1f}/{status.epochs:g}" if status.epochs else "",
-            fit(status.error, style="red") if status.error else bar,
+            course,
             "" if status.top1 is None else f"{status.top1:.2%}",
         )
     last = summary(statuses, seconds) + (f"; {hidden} not shown" if hidden else "")

@@ -214,7 +214,7 @@ def test_commands_are_printed_one_a_line(config, swept, tmp_path, capsys):
     ("options", "right"),
     [
         (["--config", "nothing.py"], "there is no file nothing.py"),
-        (["--config", "tests/conftest.py"], "conftest.py has no sweep()"),
+        (["--config", "tests/small.py"], "small.py has no sweep()"),
         (["--seeds", "0,1,x"], "--seeds: '0,1,x' must be integers, such as 0,1,2"),
         (["--seeds", "0,1,0"], "--seeds: '0,1,0' has one twice"),
         (["--filter", "optim.lr"], "--filter: 'optim.lr' must be FIELD=VALUE"),
