@@ -1,68 +1,113 @@
 """Runs a config's sweep: python -m launch.sweep --config configs/resnet.py[:shapes] --workdir DIR.
 
 Each combination that the config's `sweep()` yields becomes a run in DIR, named after its values.
-Finished runs are skipped and interrupted ones go on, so the same command completes a sweep.
+Finished runs are skipped, interrupted and failed ones go on, so the same command completes a sweep.
+Exit code 0: all runs are done; 1: some failed; 2: bad input; 130: stopped.
 """
 
 import argparse
-import importlib.util
+import importlib
 import pathlib
-import shlex
-import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from typing import NoReturn
+
+from launch import runs
+from resflax import command
+
+# Modules, imported when they are asked for, with `submit(runs, options) -> exit code` and
+# `add_arguments(parser)` for the options of their own. Bad input raises ValueError there.
+EXECUTORS = {
+    "local": "launch.here",
+    "print": "launch.printing",
+}
 
 
-def expand(config_file: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
-    """The runs of a config file's `sweep()`.
-
-    Yields:
-      The run's name, such as 'depth=20,shortcut=A', and its flags for resflax.main.
-
-    Raises:
-      ValueError: if the file is not there or has no sweep.
-    """
-    spec = importlib.util.spec_from_file_location("config", config_file)
-    if spec is None or spec.loader is None or not config_file.is_file():
-        raise ValueError(f"--config: there is no file {config_file}.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "sweep"):
-        raise ValueError(f"{config_file} has no sweep().")
-    for overrides in module.sweep():
-        yield name(overrides), [f"--config.{field}={value}" for field, value in overrides.items()]
-
-
-def name(overrides: dict[str, Any]) -> str:
-    """A directory's name for the overrides: the last part of each field, and its value."""
-    return ",".join(f"{field.split('.')[-1]}={value}" for field, value in overrides.items())
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the sweep; returns the number of runs that failed, or 2 for bad input."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:DATASET")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of all the runs")
-    parser.add_argument("--executor", choices=("local", "print"), default="local")
-    arguments = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the sweep of the command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    choice = _Parser(add_help=False, allow_abbrev=False)
+    choice.add_argument(
+        "--executor", choices=EXECUTORS, default="local", help="where they run; default: local"
+    )
+    name = choice.parse_known_args(argv)[0].executor
+    executor = importlib.import_module(EXECUTORS[name])
+    parser = _parser(choice)
+    executor.add_arguments(parser.add_argument_group(f"--executor {name}"))
+    options = parser.parse_args(argv)
     try:
-        runs = list(expand(pathlib.Path(arguments.config.partition(":")[0])))
+        expanded = runs.expand(
+            options.config,
+            options.workdir,
+            filters=options.filter,
+            seeds=options.seeds,
+            overrides=dict(options.override),
+        )
+        return executor.submit(expanded, options)
     except ValueError as error:
-        parser.error(str(error))
-    failed = 0
-    for number, (run, flags) in enumerate(runs, 1):
-        workdir = arguments.workdir / run
-        command = [sys.executable, "-m", "resflax.main", "--config", arguments.config, *flags]
-        command += ["--workdir", str(workdir)]
-        if arguments.executor == "print":
-            print(shlex.join(command))
-        elif (workdir / "result.json").exists():
-            print(f"[{number}/{len(runs)}] {run}: finished before")
-        else:
-            print(f"[{number}/{len(runs)}] {run}", flush=True)
-            failed += subprocess.run(command, check=False).returncode != 0
-    return failed
+        command.fail(str(error))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit code 2."""
+        command.fail(message)
+
+
+def _parser(choice: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What every executor has, beside the choice of one."""
+    parser = _Parser(
+        prog="python -m launch.sweep",
+        description=__doc__.partition(":")[0] + ".",
+        parents=[choice],
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE.py[:DATASET]", help="with get_config and sweep")
+    add("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="of all the runs")
+    add(
+        "--filter",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="FIELD=VALUE",
+        help="keep these runs, such as model.depth=20; repeat for more values, or more fields",
+    )
+    add(
+        "--seeds",
+        type=_seeds,
+        default=(),
+        metavar="N,N,...",
+        help="repeat each run with each of them",
+    )
+    add(
+        "--override",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="FIELD=VALUE",
+        help="of the config, in all runs, such as train.epochs=2; repeat for more",
+    )
+    return parser
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not (field and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} must be FIELD=VALUE.")
+    return field.removeprefix("config."), value
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be integers, such as 0,1,2.") from None
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} has one twice.")
+    return seeds
 
 
 if __name__ == "__main__":

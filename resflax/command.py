@@ -5,8 +5,11 @@ import pathlib
 import re
 import sys
 import traceback
+import warnings
+from collections.abc import Sequence
 from typing import NoReturn
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -37,6 +40,28 @@ def parse(argv: list[str]) -> list[str]:
     if not config_file.is_file():
         fail(f"--config: there is no file {config_file}.")
     return rest
+
+
+def load(config: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """The config as a command line with these flags has it; the process's own flags are left alone.
+
+    Args:
+      config: FILE.py or FILE.py:DATASET.
+      overrides: such as '--config.model.depth=50'.
+
+    Raises:
+      ValueError: if there is no such config, or no such field; in one line.
+    """
+    argv = ["", f"--config={config}", *overrides]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of how ml_collections imports
+            values(argv)
+    except Exception as error:  # a config file is a program, and can raise anything
+        raise ValueError(_explain(error, _config_file(argv))) from None
+    return values["config"].value
 
 
 def _config_file(argv: list[str]) -> pathlib.Path:

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
     from resflax.progress import NonFiniteError
     from resflax.train import train_and_evaluate
 
+    programs = runtime.count_programs()
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser().resolve()
     try:
         train_and_evaluate(command.CONFIG.value, workdir)
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print(f"stopped; the same command with --workdir {workdir} goes on.", file=sys.stderr)
         sys.exit(130)
+    if programs.compiled or programs.cached:
+        print(f"programs: {programs.compiled} compiled, {programs.cached} read from the cache")
 
 
 def _default_workdir() -> str:

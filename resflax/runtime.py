@@ -9,6 +9,7 @@ What the user has set in the environment, or in jax.config, stays as it is.
 """
 
 import ctypes
+import dataclasses
 import importlib.metadata
 import importlib.util
 import mmap
@@ -18,6 +19,7 @@ import platform
 import warnings
 
 import jax
+import jax.monitoring
 import jaxlib
 
 # XLA:CPU lowers convolutions to YNNPACK, which is slower here than the Eigen they replace;
@@ -54,6 +56,29 @@ def configure() -> None:
         _choose_convolutions()
         _keep_memory()
     _keep_compilations()
+
+
+@dataclasses.dataclass
+class Programs:
+    """How many programs jax has compiled so far, and how many it has read from its cache instead.
+
+    Those are left out that compile in too short a time to be kept.
+    """
+
+    compiled: int = 0
+    cached: int = 0
+
+
+def count_programs() -> Programs:
+    """Begins to count, in what is returned."""
+    programs = Programs()
+
+    def note(event: str, **_: object) -> None:
+        programs.compiled += event == "/jax/compilation_cache/cache_misses"
+        programs.cached += event == "/jax/compilation_cache/cache_hits"
+
+    jax.monitoring.register_event_listener(note)
+    return programs
 
 
 def _only_cpu() -> bool:

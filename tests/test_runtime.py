@@ -149,6 +149,37 @@ def test_what_a_process_compiles_the_next_one_finds(tmp_path):
     assert kept.stat().st_mtime_ns == written
 
 
+COUNT = """
+import jax
+from resflax import runtime
+runtime.configure()
+programs = runtime.count_programs()
+jax.jit(lambda x: x * x)(2.0)
+print(programs.compiled, programs.cached)
+"""
+
+
+def test_programs_are_counted_as_compiled_or_read(tmp_path):
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", COUNT],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert int(outputs[0][0]) > 0
+    assert outputs == [[outputs[0][0], "0"], ["0", outputs[0][0]]]
+
+
 def test_the_users_cache_stays(tmp_path):
     mine = tmp_path / "mine"
     assert start(tmp_path, JAX_COMPILATION_CACHE_DIR=str(mine))[1] == str(mine)
