@@ -275,7 +275,10 @@ def _job_spec(run: "Run", sweep: str, options: argparse.Namespace) -> Manifest:
         # Neither a node that is taken away nor a run that was asked to stop is a failure. A JobSet
         # starts all of its pods again whatever it was.
         rules += [
-            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+            {
+                "action": "Ignore",
+                "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+            },
             {"action": "Ignore", "onExitCodes": {"operator": "In", "values": list(_STOPPED)}},
         ]
     return {

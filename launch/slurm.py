@@ -78,8 +78,8 @@ def submit(runs: Sequence["Run"], options: argparse.Namespace) -> int:
         job = _sbatch(left, options, folder)
         print(
             f"job {job}: {len(left)} of {len(runs)} runs, by {folder / job}.sh\n"
-            f"squeue --job {job} shows them, scancel {job} stops them, and the same command submits "
-            "what is left then."
+            f"squeue --job {job} shows them, scancel {job} stops them, and the same command "
+            "submits what is left then."
         )
     return 0
 
@@ -157,8 +157,8 @@ def _is_distributed(wanted: resources.Resources) -> bool:
 
 
 def _tasks_per_node(wanted: resources.Resources) -> int:
-    # A process alone takes all GPUs of its node. One of several gets a single GPU from jax on SLURM,
-    # that of its number on the node; it must see them all, hence --gres.
+    # A process alone takes all GPUs of its node. One of several gets a single GPU from jax on
+    # SLURM, that of its number on the node; it must see them all, hence --gres.
     return max(1, wanted.gpus) if _is_distributed(wanted) else 1
 
 

@@ -1,4 +1,4 @@
-"""Sweeps on SLURM: the script, and, where SLURM is installed, a cluster of two nodes on this machine."""
+"""Sweeps on SLURM: the script, and, where SLURM is installed, two nodes on this machine."""
 
 import argparse
 import contextlib
