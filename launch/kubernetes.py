@@ -145,9 +145,9 @@ def name_of(text: str, sweep: str = "") -> str:
 
     Args:
       text: a run's name, or that of a sweep.
-      sweep: of the run; equal names of other sweeps, or that differ by case, stay apart.
+      sweep: of the run; runs of another one, or of a name that differs by case, stay apart.
     """
-    words = re.sub(r"[^a-z0-9]+", "-", f"{sweep} {text}".lower()).strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     words = words if words[:1].isalpha() else f"run-{words}"
     mark = hashlib.sha256(f"{sweep}/{text}".encode()).hexdigest()[:6]
     return f"{words[: _NAME_LENGTH - len(mark) - 1].rstrip('-')}-{mark}"

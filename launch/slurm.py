@@ -26,6 +26,9 @@ _SAVE_SECONDS = 120
 # Of a task of several, when another one has ended: jax stops it within a minute, SLURM after this.
 _WAIT_SECONDS = 120
 
+# What sbatch says, after two minutes of its own trying, of a queue that has no room for the array.
+_FULL = "Resource temporarily unavailable"
+
 _BODY = pathlib.Path(__file__).with_name("slurm.sh")
 
 
@@ -209,6 +212,9 @@ def _ask(program: str, *arguments: str) -> str:
         )
     process = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if process.returncode:
-        said = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
-        raise SlurmError(f"{said[-1]} Nothing was submitted.")
+        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+        said = lines[-1].removeprefix(f"{program}: error: ")
+        if _FULL in said:
+            said += " (the queue is full)"
+        raise SlurmError(f"{program}: {said.rstrip('.')}; nothing was submitted.")
     return process.stdout

@@ -114,7 +114,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 KillWait=20
-MaxArraySize=9
+MaxArraySize=61
+MaxJobCount=50
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -236,7 +237,7 @@ def test_an_array_runs_to_its_end(cluster, tmp_path, monkeypatch, capsys):
     # The one that failed says why, there and in its log.
     error = (runs[2].workdir / "error.txt").read_text()
     assert error.count("\n") == 1
-    assert error.startswith("config.model.shortcut must be one of")
+    assert error.startswith("config.model: shortcut 'Z' is not one of")
     assert error in (runs[2].workdir / "log.txt").read_text()
     # Nothing was done where one had finished, and only the failed one is submitted again.
     assert [path.name for path in runs[3].workdir.iterdir()] == ["result.json"]
@@ -320,11 +321,13 @@ def test_two_nodes_run_a_process_each(cluster, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_what_slurm_refuses_is_told_in_one_line(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    runs = [Run(str(i), tmp_path / "sweep" / str(i)) for i in range(10)]  # MaxArraySize is 9
+    runs = [Run(str(i), tmp_path / "sweep" / str(i)) for i in range(62)]
     with pytest.raises(slurm.SlurmError, match="Invalid job array") as error:
         slurm.submit(runs, options())
     assert "\n" not in str(error.value)
-    with pytest.raises(slurm.SlurmError, match="invalid partition"):
+    with pytest.raises(slurm.SlurmError, match="the queue is full"):
+        slurm.submit(runs[:60], options())  # sbatch itself tries for two minutes
+    with pytest.raises(slurm.SlurmError, match="Invalid partition"):
         slurm.submit(runs[:1], options("--partition", "nowhere"))
     assert not queue()
     # The script is there to be changed, and the same command tries again.
