@@ -344,11 +344,11 @@ def _pod_spec(run: "Run", sweep: str, options: argparse.Namespace) -> Manifest:
 def _command(run: "Run", options: argparse.Namespace) -> list[str]:
     # This machine's interpreter is not the image's.
     command = ["python", *run.command[1:]]
-    if _num_nodes(options) == 1:
-        return command
-    command += ["--processes", "auto"]
-    devices = _num_chips(options) if options.tpu else options.nodes * options.gpus
-    return [*command, "--expect_devices", str(devices)] if devices else command
+    if _num_nodes(options) > 1:
+        command += ["--processes", "auto"]
+    if options.gpus:  # to train on some of them, or on none, is worse than to stop
+        command += ["--expect_devices", str(options.nodes * options.gpus)]
+    return command
 
 
 def _resources(options: argparse.Namespace) -> Manifest:

@@ -138,8 +138,8 @@ def _case(number: int, run: "Run", wanted: resources.Resources) -> str:
     command = list(run.command)
     if _is_distributed(wanted):
         command += ["--processes", "auto"]
-        if wanted.gpus:
-            command += ["--expect_devices", str(wanted.nodes * wanted.gpus)]
+    if wanted.gpus:  # to train on some of them, or on none, is worse than to stop
+        command += ["--expect_devices", str(wanted.nodes * wanted.gpus)]
     return (
         f"  {number})\n"
         f"    workdir={shlex.quote(str(run.workdir))}\n"

@@ -134,6 +134,7 @@ def test_a_node_alone_asks_nobody():
     jobs = render("--gpus", "4")
     assert [job["kind"] for job in jobs] == ["Job", "Job"]
     assert "--processes" not in pod(jobs[0])["containers"][0]["command"]
+    assert pod(jobs[0])["containers"][0]["command"][-2:] == ["--expect_devices", "4"]
     assert pod(jobs[0])["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "4"}}
 
 
@@ -152,7 +153,7 @@ def test_a_tpu_slice_has_a_pod_on_each_of_its_hosts():
     }
     (container,) = pod(job)["containers"]
     assert container["resources"] == {"limits": {"google.com/tpu": "4"}}
-    assert container["command"][-1] == "32"
+    assert container["command"][-2:] == ["--processes", "auto"]
 
 
 @pytest.mark.parametrize("kind", kubernetes.KINDS)

@@ -71,6 +71,7 @@ def test_one_process_takes_all_gpus_of_a_node(tmp_path):
     assert wanted <= set(directives(script))
     assert "srun=(--cpus-per-task=32)" in script
     assert "--processes" not in script
+    assert "--expect_devices 4" in script
 
 
 def test_several_nodes_have_a_process_for_each_gpu(tmp_path):
@@ -120,7 +121,8 @@ MaxJobCount=50
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
-NODES = ("one", "two")
+# jax looks for the first node by its name, and finds this machine.
+NODES = ("localhost", "other")
 
 
 def free_ports(count):
@@ -217,7 +219,7 @@ def release(run_id):
     ask("scontrol", "update", f"jobid={run_id}", "starttime=now")
 
 
-LONG = "--config.train.epochs=60"
+LONG = "--config.train.epochs=30"
 
 
 @pytest.mark.slow
@@ -309,13 +311,16 @@ def test_a_run_that_never_gets_further_is_given_up(cluster, tmp_path, monkeypatc
 def test_two_nodes_run_a_process_each(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     run = Run("both", tmp_path / "sweep" / "both")
-    code = "import os, sys; print(*(os.environ[n] for n in sys.argv[1:3]), sys.argv[3:])"
-    command = [sys.executable, "-c", code, "SLURM_PROCID", "SLURM_NTASKS"]
-    monkeypatch.setattr(Run, "command", command)
+    # As resflax.processes does with these flags.
+    code = "import sys, jax; jax.distributed.initialize(); print(jax.process_index(), end=' '); "
+    code += "print(jax.process_count(), jax.device_count(), *sys.argv[1:])"
+    monkeypatch.setattr(Run, "command", [sys.executable, "-c", code])
+    monkeypatch.setenv("XLA_FLAGS", "")  # a device for each process
     submit([run], "--nodes", "2")
     wait_for(lambda: not queue())
-    lines = sorted((run.workdir / "log.txt").read_text().splitlines())
-    assert lines == [f"{i} 2 ['--processes', 'auto']" for i in range(2)]
+    lines = (run.workdir / "log.txt").read_text().splitlines()
+    numbers = sorted(line for line in lines if line.endswith("--processes auto"))
+    assert numbers == ["0 2 2 --processes auto", "1 2 2 --processes auto"]
 
 
 @pytest.mark.slow
