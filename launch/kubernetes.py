@@ -95,6 +95,8 @@ def submit(runs: Sequence["Run"], options: argparse.Namespace) -> int:
     """
     left = [run for run in runs if not (run.workdir / "result.json").exists()]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done", file=sys.stderr)
+    if not left:
+        return 0
     texts = {
         f"{name}.yaml": yaml.safe_dump_all(objects, sort_keys=False)
         for name, objects in manifests(left, options).items()
@@ -127,8 +129,6 @@ def manifests(runs: Sequence["Run"], options: argparse.Namespace) -> dict[str, l
       KubernetesError: if the options do not fit one another.
     """
     _check(runs, options)
-    if not runs:
-        return {}
     sweep = name_of(runs[0].workdir.parent.name)
     shared = _access(sweep) if _uses_api(options) else []
     if _num_nodes(options) > 1 and options.kind == "job":  # a JobSet brings its own
@@ -155,6 +155,10 @@ def name_of(text: str, sweep: str = "") -> str:
 
 def _check(runs: Sequence["Run"], options: argparse.Namespace) -> None:
     for run in runs:
+        if pathlib.PurePath(run.config).is_absolute():
+            raise KubernetesError(
+                f"--config {run.config}: name it as it is in the image, such as configs/X.py."
+            )
         if not run.workdir.is_relative_to(options.mount):
             raise KubernetesError(
                 f"--workdir {run.workdir.parent} is not in {options.mount}, where the volume is "

@@ -29,6 +29,8 @@ srun "${srun[@]}" "${command[@]}" >>"$workdir/log.txt" \
   2> >(trap '' TERM INT; exec tee -a "$workdir/log.txt" >"$workdir/.stderr")
 code=$?
 wait
+said=$(grep -v -e '^srun: ' -e '^slurmstepd' -e '^[[:space:]]*$' "$workdir/.stderr")
+rm -f "$workdir/.stderr"
 
 if [ "$code" -eq 0 ] || [ "$ended" ]; then
   exit "$code"
@@ -42,8 +44,7 @@ if [ "$code" -eq 143 ] || [ "$code" -eq 130 ]; then  # stopped by a signal: it g
   exit "$code"
 fi
 # The last line that says what went wrong, ours or the end of a traceback; jax and C++ libraries may
-# add theirs, and SLURM does.
-said=$(grep -v -e '^srun: ' -e '^slurmstepd: ' -e '^[[:space:]]*$' "$workdir/.stderr")
+# add theirs.
 message=$(grep -E '^(error:|[A-Za-z0-9_.]*(Error|Exception|Interrupt)\b)' <<<"$said" | tail -n 1)
 message=${message:-$(tail -n 1 <<<"$said")}
 message=${message#error: }

@@ -19,10 +19,12 @@ VERSIONS = ("1.31", "1.34")
 class Run:
     name: str
     workdir: pathlib.Path
+    config: str = "configs/resnet.py"
 
     @property
     def command(self):
-        return ["/here/python", "-m", "resflax.main", "--workdir", str(self.workdir)]
+        command = ["/here/python", "-m", "resflax.main", "--config", self.config]
+        return [*command, "--workdir", str(self.workdir)]
 
 
 def runs(*names):
@@ -197,6 +199,12 @@ def test_options_that_do_not_fit_are_refused(arguments, right):
         render(*arguments)
 
 
+def test_a_config_that_the_image_does_not_have_is_refused():
+    run = dataclasses.replace(runs("depth=20")[0], config="/home/me/resnet.py:digits")
+    with pytest.raises(kubernetes.KubernetesError, match="as it is in the image"):
+        kubernetes.manifests([run], options())
+
+
 def test_unfinished_runs_are_printed(tmp_path, capsys):
     both = [Run("depth=20", tmp_path / "depth=20"), Run("depth=32", tmp_path / "depth=32")]
     both[0].workdir.mkdir()
@@ -207,6 +215,11 @@ def test_unfinished_runs_are_printed(tmp_path, capsys):
     assert job["metadata"]["annotations"]["resflax/run"] == "depth=32"
     assert "1 of 2 runs are done" in errors
     assert "kubectl apply -f -" in errors
+    # With nothing left there is nothing to apply.
+    assert kubernetes.submit(both[:1], options("--mount", str(tmp_path))) == 0
+    output, errors = capsys.readouterr()
+    assert not output
+    assert "kubectl" not in errors
 
 
 def test_manifests_are_written_to_a_directory(tmp_path, capsys):
