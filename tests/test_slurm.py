@@ -213,8 +213,9 @@ def resumed(run):
     return (run.workdir / "log.txt").read_text().count("resumed after step")
 
 
-def release(run_id):
+def release(run_id, restarts):
     """A requeued task waits for two minutes, unless it is told not to once it has ended."""
+    wait_for(lambda: f"Restarts={restarts}" in ask("scontrol", "show", "job", run_id))
     wait_for(lambda: f"{run_id} PENDING" in queue())
 
     def begun():
@@ -263,19 +264,19 @@ def test_a_stopped_run_is_requeued_and_resumes(cluster, tmp_path, monkeypatch, c
     wait_for(lambda: len(saved(run)) > 1)
     # What --signal does ahead of the time limit: to the run, not to the script.
     ask("scancel", "--signal=TERM", f"{job}_0")
-    wait_for(lambda: "PENDING" in queue())
+    wait_for(lambda: f"{job}_0 PENDING" in queue())
     assert not finished(run)
     # The same command in the meantime submits nothing twice.
     capsys.readouterr()
     submit([run])
     assert capsys.readouterr().out == "long: pending\n"
-    release(f"{job}_0")
+    release(f"{job}_0", 1)
     wait_for(lambda: resumed(run) == 1)
     # SLURM takes the nodes for another job, and gives them back.
     before = max(saved(run))
     wait_for(lambda: max(saved(run)) > before)
     ask("scontrol", "requeue", f"{job}_0")
-    release(f"{job}_0")
+    release(f"{job}_0", 2)
     wait_for(lambda: not queue())
     assert finished(run)
     assert resumed(run) == 2
@@ -305,9 +306,8 @@ def test_a_run_that_never_gets_further_is_given_up(cluster, tmp_path, monkeypatc
     stuck = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
     monkeypatch.setattr(Run, "command", [sys.executable, "-c", stuck])
     submit([run])
-    wait_for(lambda: "PENDING" in queue() and "RUNNING" not in queue())
     (script,) = (tmp_path / "sweep" / "slurm").glob("*.sh")
-    release(f"{script.stem}_0")
+    release(f"{script.stem}_0", 1)
     wait_for(lambda: not queue())
     assert "longer --time" in (run.workdir / "error.txt").read_text()
 
