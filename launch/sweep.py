@@ -19,6 +19,8 @@ from resflax import command
 # `add_arguments(parser)` for the options of their own. Bad input raises ValueError there.
 EXECUTORS = {
     "local": "launch.here",
+    "slurm": "launch.slurm",
+    "kubernetes": "launch.kubernetes",
     "print": "launch.printing",
 }
 
