@@ -1,18 +1,36 @@
 """Trains a network: python -m resflax.main --config configs/se_resnext.py [--workdir DIR].
 
 The same command with the same --workdir resumes. Bad input ends with one line and exit code 2.
+One run may have several processes: see resflax.processes.
 """
 
 import datetime
 import pathlib
 import sys
 
+import jax
 from absl import app, flags, logging
 
-from resflax import command, runtime
+from resflax import command, processes, runtime
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's directory; default: runs/CONFIG-DATASET/TIME."
+)
+_PROCESSES = flags.DEFINE_enum(
+    "processes",
+    None,
+    ("off", "auto", "manual"),
+    "Whether the run has several processes: auto: as SLURM, Kubernetes, Open MPI or a Cloud TPU "
+    "started them; manual: as the next three flags say. Default: manual where they are given, off.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
+_START_SECONDS = flags.DEFINE_integer(
+    "start_seconds", 300, "To wait for the other processes.", lower_bound=1
+)
+_EXPECT_DEVICES = flags.DEFINE_integer(
+    "expect_devices", None, "Devices of all processes; refuse to start with others.", lower_bound=1
 )
 
 
@@ -31,12 +49,34 @@ def main(argv: list[str]) -> None:
 
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser().resolve()
     try:
+        _start_processes()
         train_and_evaluate(command.CONFIG.value, workdir)
     except (ValueError, NonFiniteError) as error:
         command.fail(str(error))
     except KeyboardInterrupt:
         print(f"stopped; the same command with --workdir {workdir} goes on.", file=sys.stderr)
         sys.exit(130)
+
+
+def _start_processes() -> None:
+    """Makes this process one of several, if the flags say so, and looks for the devices."""
+    place = {f.name: f.value for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
+    mode = _PROCESSES.value or ("off" if set(place.values()) == {None} else "manual")
+    for name, value in place.items():
+        if (value is None) == (mode == "manual"):
+            needs = "needs" if value is None else "excludes"
+            raise ValueError(f"--processes {mode} {needs} --{name}.")
+    if mode == "off":
+        if _EXPECT_DEVICES.value is not None:
+            processes.require_devices(_EXPECT_DEVICES.value)
+        return
+    if _WORKDIR.value is None:
+        raise ValueError("several processes need --workdir: a directory that all of them see.")
+    processes.start(processes.Place(**place) if mode == "manual" else None, _START_SECONDS.value)
+    processes.require_devices(_EXPECT_DEVICES.value)
+    topology = processes.topology()
+    if jax.process_index() == 0:
+        print(topology)
 
 
 def _default_workdir() -> str:
