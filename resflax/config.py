@@ -344,7 +344,10 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
-    for field, parts in (("train.batch_size", config.train.grad_accumulation), ("eval.batch_size", 1)):
+    for field, parts in (
+        ("train.batch_size", config.train.grad_accumulation),
+        ("eval.batch_size", 1),
+    ):
         size, divisor = _get(config, field), num_devices * parts
         if size % divisor:
             below = max(1, size // divisor) * divisor

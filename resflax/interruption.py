@@ -41,7 +41,7 @@ def deferred() -> Iterator[Callable[[int], None]]:
         else:
             # About each number, since jax chooses one that no process has come to yet.
             numbers = range(first, step + 1)
-            reached = any([multihost_utils.reached_preemption_sync_point(n) for n in numbers])
+            reached = any(multihost_utils.reached_preemption_sync_point(n) for n in numbers)
         if reached:
             raise KeyboardInterrupt
 

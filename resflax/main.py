@@ -19,7 +19,7 @@ _WORKDIR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_enum(
     "processes",
     None,
-    ("off", "auto", "manual"),
+    processes.MODES,
     "Whether the run has several processes: auto: as SLURM, Kubernetes, Open MPI or a Cloud TPU "
     "started them; manual: as the next three flags say. Default: manual where they are given, off.",
 )
@@ -60,23 +60,28 @@ def main(argv: list[str]) -> None:
 
 def _start_processes() -> None:
     """Makes this process one of several, if the flags say so, and looks for the devices."""
-    place = {f.name: f.value for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
-    mode = _PROCESSES.value or ("off" if set(place.values()) == {None} else "manual")
-    for name, value in place.items():
-        if (value is None) == (mode == "manual"):
-            needs = "needs" if value is None else "excludes"
-            raise ValueError(f"--processes {mode} {needs} --{name}.")
+    place = [flag.name for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if flag.present]
+    mode = _PROCESSES.value or ("manual" if place else "off")
+    if mode != "manual" and place:
+        raise ValueError(f"--processes {mode} excludes --{place[0]}.")
     if mode == "off":
         if _EXPECT_DEVICES.value is not None:
             processes.require_devices(_EXPECT_DEVICES.value)
         return
     if _WORKDIR.value is None:
         raise ValueError("several processes need --workdir: a directory that all of them see.")
-    processes.start(processes.Place(**place) if mode == "manual" else None, _START_SECONDS.value)
+    processes.start(_place() if mode == "manual" else None, _START_SECONDS.value)
     processes.require_devices(_EXPECT_DEVICES.value)
     topology = processes.topology()
     if jax.process_index() == 0:
         print(topology)
+
+
+def _place() -> processes.Place:
+    coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if coordinator is None or count is None or number is None:
+        raise ValueError("--processes manual needs --coordinator, --num_processes, --process_id.")
+    return processes.Place(coordinator, count, number)
 
 
 def _default_workdir() -> str:

@@ -198,7 +198,9 @@ def _patience(place: Place | None, seconds: int) -> Iterator[None]:
 def _who_is_missing(place: Place | None, seconds: int) -> str:
     address = place.coordinator if place else _detected_address()
     if address is None:
-        return f"--processes auto: the scheduler did not tell where process 0 is within {seconds} s."
+        return (
+            f"--processes auto: the scheduler did not tell where process 0 is within {seconds} s."
+        )
     if _answers(address):
         count = f"{place.num_processes} processes" if place else "processes"
         return (

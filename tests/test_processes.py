@@ -311,7 +311,7 @@ def test_auto_takes_the_place_that_slurm_gives(tmp_path):
     [
         (("--processes=auto", "--workdir=runs/none"), "jax finds no place for this process"),
         (("--processes=sometimes",), "off|auto|manual"),
-        (("--coordinator=here:1",), "--processes manual needs --num_processes"),
+        (("--coordinator=here:1", "--workdir=runs/none"), "manual needs --coordinator, --num_p"),
         (("--processes=off", "--num_processes=2"), "--processes off excludes --num_processes"),
         (("--coordinator=here:1", "--num_processes=2", "--process_id=1"), "need --workdir"),
         (("--expect_devices=8",), "1 devices (cpu) answer in 1 processes, --expect_devices 8"),
