@@ -43,16 +43,23 @@ def main(argv: list[str]) -> None:
     # Orbax tells the course of every save; a user wants the network's.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    try:
+        _start_processes()
+    except processes.ProcessError as error:
+        command.fail(str(error))
     # Imported now: what is wrong with the flags has been said before the libraries load.
     from resflax.progress import NonFiniteError
     from resflax.train import train_and_evaluate
 
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser().resolve()
     try:
-        _start_processes()
         train_and_evaluate(command.CONFIG.value, workdir)
     except (ValueError, NonFiniteError) as error:
         command.fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            error.add_note(processes.BROKEN)
+        raise
     except KeyboardInterrupt:
         print(f"stopped; the same command with --workdir {workdir} goes on.", file=sys.stderr)
         sys.exit(130)
@@ -63,13 +70,15 @@ def _start_processes() -> None:
     place = [flag.name for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if flag.present]
     mode = _PROCESSES.value or ("manual" if place else "off")
     if mode != "manual" and place:
-        raise ValueError(f"--processes {mode} excludes --{place[0]}.")
+        raise processes.ProcessError(f"--processes {mode} excludes --{place[0]}.")
     if mode == "off":
         if _EXPECT_DEVICES.value is not None:
             processes.require_devices(_EXPECT_DEVICES.value)
         return
     if _WORKDIR.value is None:
-        raise ValueError("several processes need --workdir: a directory that all of them see.")
+        raise processes.ProcessError(
+            "several processes need --workdir: a directory that all of them see."
+        )
     processes.start(_place() if mode == "manual" else None, _START_SECONDS.value)
     processes.require_devices(_EXPECT_DEVICES.value)
     topology = processes.topology()
@@ -80,7 +89,9 @@ def _start_processes() -> None:
 def _place() -> processes.Place:
     coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if coordinator is None or count is None or number is None:
-        raise ValueError("--processes manual needs --coordinator, --num_processes, --process_id.")
+        raise processes.ProcessError(
+            "--processes manual needs --coordinator, --num_processes and --process_id."
+        )
     return processes.Place(coordinator, count, number)
 
 

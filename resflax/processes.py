@@ -6,7 +6,8 @@ A process is started for each host or for each accelerator, all by the same comm
 
 or, where SLURM, Kubernetes, Open MPI or a Cloud TPU starts them, with --processes auto. The first
 one, number 0, is the coordinator too. If one dies the others cannot go on: jax ends them when it
-has not heard of it for HEARTBEAT_SECONDS, and says which it was ("task:1" is process 1).
+has not heard of it for HEARTBEAT_SECONDS, and says which it was ("Task 1" is
+process 1, "the leader task" process 0).
 """
 
 import collections
@@ -29,6 +30,13 @@ MODES = ("off", "auto", "manual")
 # failed, waits for the others to come to their end. Together under a minute.
 HEARTBEAT_SECONDS = 25
 SHUTDOWN_SECONDS = 25
+
+# What an error of jax may mean beside what it says.
+BROKEN = (
+    "Perhaps another process of the run died: if so, jax says which one ('Task N'; 'the leader "
+    f"task' is process 0) within {HEARTBEAT_SECONDS} s. The same command, in all processes, goes on "
+    "from the last checkpoint."
+)
 
 # Bytes of the texts that processes tell each other.
 _TEXT = 4096
@@ -81,7 +89,7 @@ def start(place: Place | None, seconds: int) -> None:
     arguments = {} if place is None else dataclasses.asdict(place)
     if place is not None:
         arguments["coordinator_address"] = arguments.pop("coordinator")
-        # Only a scheduler's processes share a host's accelerators.
+        # Each takes all accelerators it sees; only a scheduler's processes share those of a host.
         arguments["cluster_detection_method"] = "deactivate"
     with _patience(place, seconds):
         try:

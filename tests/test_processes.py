@@ -61,7 +61,7 @@ def launch_all(workdir, count, devices, *flags, own=()):
     ]
 
 
-def outcome(group, seconds=240):
+def outcome(group, seconds=900):
     """Exit codes, outputs and errors, once all have ended."""
     try:
         ends = [process.communicate(timeout=seconds) for process in group]
@@ -139,6 +139,7 @@ def test_every_image_counts_once_where_shares_are_uneven(two):
     assert again["top1"] == pytest.approx(result_of(two[0])["eval/top1"])
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped_and_the_other_way_round(two):
     before = result_of(two[0])
     (output,) = complete(two[0], 1, 1, *FLAGS)
@@ -203,6 +204,7 @@ def test_weights_are_laid_over_all_processes(two, tmp_path, mode):
     assert difference(two[0], tmp_path / "two") > 1e-4
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_the_same_command_goes_on(two, tmp_path):
     # Its checkpoints are closer; its steps are those of the other run.
     often = ("--config.eval.every_epochs=1", "--config.checkpoint.every_epochs=1")
@@ -220,6 +222,7 @@ def test_a_signal_to_one_stops_all_and_the_same_command_goes_on(two, tmp_path):
     assert difference(two[0], tmp_path / "run") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_where_one_dies_the_others_end_and_name_it(tmp_path, victim):
     group = launch_all(tmp_path / "run", 2, 1, *ENDLESS)
@@ -230,8 +233,11 @@ def test_where_one_dies_the_others_end_and_name_it(tmp_path, victim):
         _, errors = survivor.communicate(timeout=60)
     finally:
         survivor.kill()
-    assert survivor.returncode not in (0, 2, 130, -signal.SIGKILL)
-    assert f"process {victim}" in errors or f"task:{victim}" in errors or "leader" in errors
+    assert survivor.returncode == -signal.SIGABRT
+    assert processes.BROKEN in errors
+    assert ("the leader task" if victim == 0 else "Task 1 heartbeat timeout") in errors.replace(
+        processes.BROKEN, ""
+    )
     group[victim].communicate()
 
 
@@ -272,6 +278,7 @@ def test_what_the_first_process_refuses_all_refuse(tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_another_config_in_one_process_is_refused_by_all(tmp_path):
     codes, _, errors = outcome(launch_all(tmp_path / "run", 2, 1, own=("--config.seed=1",)))
     assert codes == [2, 2]
@@ -280,6 +287,7 @@ def test_another_config_in_one_process_is_refused_by_all(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_hosts_with_unequal_devices_are_refused(tmp_path):
     place = ("--coordinator", f"localhost:{free_port()}", "--num_processes=2")
     common = (*place, "--workdir", str(tmp_path / "run"))
@@ -289,6 +297,7 @@ def test_hosts_with_unequal_devices_are_refused(tmp_path):
     assert all("process 0 has 1, process 1 has 2" in line for (line,) in error_lines(errors))
 
 
+@pytest.mark.slow
 def test_auto_takes_the_place_that_slurm_gives(tmp_path):
     slurm = {
         "SLURM_JOB_ID": str(free_port()),
@@ -311,7 +320,10 @@ def test_auto_takes_the_place_that_slurm_gives(tmp_path):
     [
         (("--processes=auto", "--workdir=runs/none"), "jax finds no place for this process"),
         (("--processes=sometimes",), "off|auto|manual"),
-        (("--coordinator=here:1", "--workdir=runs/none"), "manual needs --coordinator, --num_p"),
+        (
+            ("--coordinator=here:1", "--workdir=runs/none"),
+            "manual needs --coordinator, --num_processes and",
+        ),
         (("--processes=off", "--num_processes=2"), "--processes off excludes --num_processes"),
         (("--coordinator=here:1", "--num_processes=2", "--process_id=1"), "need --workdir"),
         (("--expect_devices=8",), "1 devices (cpu) answer in 1 processes, --expect_devices 8"),
