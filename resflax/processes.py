@@ -34,8 +34,8 @@ SHUTDOWN_SECONDS = 25
 # What an error of jax may mean beside what it says.
 BROKEN = (
     "Perhaps another process of the run died: if so, jax says which one ('Task N'; 'the leader "
-    f"task' is process 0) within {HEARTBEAT_SECONDS} s. The same command, in all processes, goes on "
-    "from the last checkpoint."
+    f"task' is process 0) within {HEARTBEAT_SECONDS} s. The same command, in all processes, goes "
+    "on from the last checkpoint."
 )
 
 # Bytes of the texts that processes tell each other.
