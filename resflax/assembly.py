@@ -98,6 +98,7 @@ def train_step(
         label_smoothing=config.train.label_smoothing,
         aux_weight=config.train.aux_weight if config.model.aux_heads else 0.0,
         ema_decay=config.train.ema_decay,
+        accumulation=config.train.grad_accumulation,
     )
     if on_devices:
         step = resident.gathering(step)

@@ -52,6 +52,7 @@ def base() -> ml_collections.ConfigDict:
 
     train = config.train = ml_collections.ConfigDict()
     train.batch_size = 128  # images a step, over all devices
+    train.grad_accumulation = 1  # equal parts of a batch, one after another, for less memory
     train.epochs = 30.0  # passes over the training images
     train.steps_per_call = 0  # steps in one dispatch, the same results; 0: see resflax.assembly
     train.label_smoothing = 0.0  # probability spread over all classes
@@ -253,6 +254,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     _choice(config, "parallel.mode", MODES)
     for field in (
         "train.batch_size",
+        "train.grad_accumulation",
         "eval.batch_size",
         "eval.every_epochs",
         "checkpoint.every_epochs",
@@ -342,13 +344,17 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
-    for field in ("train.batch_size", "eval.batch_size"):
-        size = _get(config, field)
-        if size % num_devices:
-            below = max(1, size // num_devices) * num_devices
+    for field, parts in (
+        ("train.batch_size", config.train.grad_accumulation),
+        ("eval.batch_size", 1),
+    ):
+        size, divisor = _get(config, field), num_devices * parts
+        if size % divisor:
+            below = max(1, size // divisor) * divisor
+            times = f" x config.train.grad_accumulation {parts}" if parts > 1 else ""
             raise ConfigError(
-                f"config.{field} {size} is not divisible by {num_devices} devices; "
-                f"{below} or {below + num_devices} would be."
+                f"config.{field} {size} is not divisible by {num_devices} devices{times}; "
+                f"{below} or {below + divisor} would be."
             )
     if config.parallel.mode == "jit" and config.model.bn_axis == "device" and num_devices > 1:
         raise ConfigError(

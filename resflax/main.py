@@ -1,18 +1,36 @@
 """Trains a network: python -m resflax.main --config configs/se_resnext.py [--workdir DIR].
 
 The same command with the same --workdir resumes. Bad input ends with one line and exit code 2.
+One run may have several processes: see resflax.processes.
 """
 
 import datetime
 import pathlib
 import sys
 
+import jax
 from absl import app, flags, logging
 
-from resflax import command, runtime
+from resflax import command, processes, runtime
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's directory; default: runs/CONFIG-DATASET/TIME."
+)
+_PROCESSES = flags.DEFINE_enum(
+    "processes",
+    None,
+    processes.MODES,
+    "Whether the run has several processes: auto: as SLURM, Kubernetes, Open MPI or a Cloud TPU "
+    "started them; manual: as the next three flags say. Default: manual where they are given, off.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.")
+_START_SECONDS = flags.DEFINE_integer(
+    "start_seconds", 300, "To wait for the other processes.", lower_bound=1
+)
+_EXPECT_DEVICES = flags.DEFINE_integer(
+    "expect_devices", None, "Devices of all processes; refuse to start with others.", lower_bound=1
 )
 
 
@@ -25,6 +43,10 @@ def main(argv: list[str]) -> None:
     # Orbax tells the course of every save; a user wants the network's.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    try:
+        _start_processes()
+    except processes.ProcessError as error:
+        command.fail(str(error))
     # Imported now: what is wrong with the flags has been said before the libraries load.
     from resflax.progress import NonFiniteError
     from resflax.train import train_and_evaluate
@@ -35,11 +57,45 @@ def main(argv: list[str]) -> None:
         train_and_evaluate(command.CONFIG.value, workdir)
     except (ValueError, NonFiniteError) as error:
         command.fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            error.add_note(processes.BROKEN)
+        raise
     except KeyboardInterrupt:
         print(f"stopped; the same command with --workdir {workdir} goes on.", file=sys.stderr)
         sys.exit(130)
-    if programs.compiled or programs.cached:
+    if jax.process_index() == 0 and (programs.compiled or programs.cached):
         print(f"programs: {programs.compiled} compiled, {programs.cached} read from the cache")
+
+
+def _start_processes() -> None:
+    """Makes this process one of several, if the flags say so, and looks for the devices."""
+    place = [flag.name for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if flag.present]
+    mode = _PROCESSES.value or ("manual" if place else "off")
+    if mode != "manual" and place:
+        raise processes.ProcessError(f"--processes {mode} excludes --{place[0]}.")
+    if mode == "off":
+        if _EXPECT_DEVICES.value is not None:
+            processes.require_devices(_EXPECT_DEVICES.value)
+        return
+    if _WORKDIR.value is None:
+        raise processes.ProcessError(
+            "several processes need --workdir: a directory that all of them see."
+        )
+    processes.start(_place() if mode == "manual" else None, _START_SECONDS.value)
+    processes.require_devices(_EXPECT_DEVICES.value)
+    topology = processes.topology()
+    if jax.process_index() == 0:
+        print(topology)
+
+
+def _place() -> processes.Place:
+    coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if coordinator is None or count is None or number is None:
+        raise processes.ProcessError(
+            "--processes manual needs --coordinator, --num_processes and --process_id."
+        )
+    return processes.Place(coordinator, count, number)
 
 
 def _default_workdir() -> str:

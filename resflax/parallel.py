@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,6 +25,9 @@ MODES = ("shard_map", "jit", "pmap")
 @dataclasses.dataclass(frozen=True)
 class DataParallel:
     """How steps, states and batches are laid over devices.
+
+    What is on the devices is one array over all processes, except under pmap, where each process
+    has arrays of its own, of its devices.
 
     Attributes:
       mode: 'shard_map', 'jit' (automatic sharding) or 'pmap'.
@@ -50,14 +54,20 @@ class DataParallel:
         """The axis that a step averages over; None under plain jit."""
         return None if self.mode == "jit" else AXIS
 
+    @property
+    def num_local_devices(self) -> int:
+        """Of this process."""
+        return self.mesh.local_mesh.size
+
     def create(self, init: Callable[[], PyTree]) -> PyTree:
         """Runs `init` on the devices: its result is on each of them.
 
-        Under pmap each leaf has a leading axis of devices, here and wherever a state is meant.
+        Under pmap each leaf has a leading axis of this process's devices, here and wherever a state
+        is meant.
         """
         if self.mode == "pmap":
             devices = list(self.mesh.devices.flat)
-            return jax.pmap(lambda _: init(), devices=devices)(np.arange(self.num_devices))
+            return jax.pmap(lambda _: init(), devices=devices)(np.arange(self.num_local_devices))
         return jax.jit(init, out_shardings=self.replicated)()
 
     def step(
@@ -106,21 +116,29 @@ class DataParallel:
         """
         if self.mode == "pmap":
             # The devices lead, here too: [devices, N / devices, ...] or [devices, steps, ...].
-            local = self.num_devices // jax.process_count()
+            local = self.num_local_devices
             batch = {k: _devices_first(v, local, batch_axis) for k, v in batch.items()}
-            batch_axis = 0
+            return jax.device_put(batch, NamedSharding(self.mesh.local_mesh, P(AXIS)))
         put = functools.partial(jax.make_array_from_process_local_data, self._split(batch_axis))
         return jax.tree.map(put, batch)
 
     def replicate(self, arrays: PyTree) -> PyTree:
-        """Lays arrays of the host whole on every device."""
-        return (
-            self.spread(arrays) if self.mode == "pmap" else jax.device_put(arrays, self.replicated)
-        )
+        """Lays arrays of the host, the same ones in every process, whole on every device."""
+        if self.mode == "pmap":
+            return self.spread(arrays)
+        # Of a device's array, `device_put` would make one that lacks shards, where each of several
+        # processes has one device; and it compares those of the host between the processes.
+        put = functools.partial(jax.make_array_from_process_local_data, self.replicated)
+        return jax.tree.map(put, arrays)
 
     def single(self, state: PyTree) -> PyTree:
         """A state as one replicated copy, without pmap's axis: what a checkpoint holds."""
-        return jax.tree.map(lambda x: x[0], state) if self.mode == "pmap" else state
+        if self.mode != "pmap":
+            return state
+        first = jax.tree.map(lambda x: x[0], state)
+        if self.num_local_devices == self.num_devices:
+            return first
+        return multihost_utils.host_local_array_to_global_array(first, self.mesh, P())
 
     def spread(self, state: PyTree) -> PyTree:
         """The inverse of `single`."""
@@ -128,7 +146,7 @@ class DataParallel:
             return state
         devices = list(self.mesh.devices.flat)
         copy = jax.pmap(lambda _, x: x, in_axes=(0, None), devices=devices)
-        return copy(np.arange(self.num_devices), state)
+        return copy(np.arange(self.num_local_devices), state)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -144,7 +162,10 @@ class DataParallel:
         Returns:
           Those of each step.
         """
-        host = {k: np.atleast_1d(v) for k, v in self.single(jax.device_get(metrics)).items()}
+        host = jax.device_get(metrics)
+        if self.mode == "pmap":
+            host = {name: values[0] for name, values in host.items()}
+        host = {name: np.atleast_1d(values) for name, values in host.items()}
         return [
             dict(zip(host, map(float, values), strict=True))
             for values in zip(*host.values(), strict=True)

@@ -30,6 +30,7 @@ def train_step(
     label_smoothing: float = 0.0,
     aux_weight: float = 0.0,
     ema_decay: float = 0.0,
+    accumulation: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Updates the parameters and the running statistics once.
 
@@ -44,6 +45,9 @@ def train_step(
       label_smoothing: see metrics.cross_entropy.
       aux_weight: of the loss of each auxiliary classifier, where the network has any.
       ema_decay: share of the old average that a step keeps, where `state.ema` is kept.
+      accumulation: parts of this device's examples that are computed one after another, each in
+        the memory of the last; what they give is averaged, before one update. Batch norm sees a
+        part at a time, as if each part were on a device of its own.
 
     Returns:
       The state after the step, and 'loss' (nats), 'top1' (a fraction), 'grad_norm', means over
@@ -58,6 +62,47 @@ def train_step(
     targets = batch["label"]
     if mix is not None:
         images, targets = mix(mix_key, images, targets)
+
+    gradients = functools.partial(
+        _gradients, state, label_smoothing=label_smoothing, aux_weight=aux_weight
+    )
+    if accumulation == 1:
+        means = gradients(images, targets, batch["label"], dropout_key)
+    else:
+        parts = _interleaved((images, targets, batch["label"]), accumulation)
+        means = _mean(gradients, *parts, jax.random.split(dropout_key, accumulation))
+    grads, changes, loss, top1 = means if axis_name is None else lax.pmean(means, axis_name)
+    # Running statistics too: a checkpoint, and the evaluation, have one set for all devices.
+    batch_stats = jax.tree.map(jnp.add, state.batch_stats, changes)
+
+    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        # The average of few steps is short, so that it forgets the initial values (as in TF).
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        new = {"params": params, "batch_stats": batch_stats}
+        ema = optax.incremental_update(new, ema, 1.0 - decay)
+    state = state.replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+    )
+    return state, {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
+
+
+def _gradients(
+    state: TrainState,
+    images: jax.Array,
+    targets: jax.Array,
+    labels: jax.Array,
+    dropout_key: jax.Array,
+    *,
+    label_smoothing: float,
+    aux_weight: float,
+) -> tuple[Any, Any, jax.Array, jax.Array]:
+    """The mean gradient of some examples, what they change of the statistics, loss and top-1.
+
+    Changes, because averages of them leave the statistics of frozen parts what they are.
+    """
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         logits, mutated = state.apply_fn(
@@ -74,26 +119,32 @@ def train_step(
         return loss, (logits, mutated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    top1 = jnp.mean(metrics.in_top_k(logits, batch["label"], 1))
-    if axis_name is not None:
-        # Running statistics too: a checkpoint, and the evaluation, have one set for all devices.
-        # Their changes are averaged, so that those of frozen parts stay what they are.
-        changes = jax.tree.map(jnp.subtract, batch_stats, state.batch_stats)
-        grads, changes, loss, top1 = lax.pmean((grads, changes, loss, top1), axis_name)
-        batch_stats = jax.tree.map(jnp.add, state.batch_stats, changes)
+    changes = jax.tree.map(jnp.subtract, batch_stats, state.batch_stats)
+    return grads, changes, loss, jnp.mean(metrics.in_top_k(logits, labels, 1))
 
-    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-        # The average of few steps is short, so that it forgets the initial values (as in TF).
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        new = {"params": params, "batch_stats": batch_stats}
-        ema = optax.incremental_update(new, ema, 1.0 - decay)
-    state = state.replace(
-        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+
+def _interleaved(arrays: Any, parts: int) -> Any:
+    """Splits examples [N, ...] into [parts, N / parts, ...], the i-th of every `parts` into part i.
+
+    So that a part of a batch that is sharded has equally many examples on each device, and no
+    example has to move.
+    """
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0),
+        arrays,
     )
-    return state, {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
+
+
+def _mean(fn: Callable[..., Any], *arrays: Any) -> Any:
+    """The mean of what `fn` gives for each slice of the arrays, one slice at a time."""
+
+    def add(total: Any, slices: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, fn(*slices)), None
+
+    shapes = jax.eval_shape(fn, *jax.tree.map(lambda x: x[0], arrays))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = lax.scan(add, zeros, arrays)
+    return jax.tree.map(lambda x: x / len(arrays[0]), total)
 
 
 def train_steps(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import ml_collections
 
-from resflax import assembly, checkpoint, interruption, optimizers, transfer
+from resflax import assembly, checkpoint, interruption, optimizers, processes, transfer
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.console import Console
@@ -40,6 +40,7 @@ def train_and_evaluate(
     """
     start = time.monotonic()
     config_lib.validate(config, jax.device_count())
+    processes.require_same(config_lib.to_json(config), "config")
     parallel = DataParallel.over(config.parallel.mode)
     dataset = sources.load(config.data)
     batches, examples = assembly.training_data(config, dataset, parallel)
@@ -48,9 +49,7 @@ def train_and_evaluate(
         config, batches.steps_per_epoch, total_steps, on_devices=bool(examples)
     )
     is_main = jax.process_index() == 0
-    if is_main:
-        workdir_lib.open_run(workdir, config)
-        workdir_lib.write_description(workdir, dataset.description)
+    processes.on_first(lambda: _open(workdir, config, dataset.description))
     console = Console(active=is_main)
     _introduce(console, config, dataset, parallel, workdir)
     num_classes = dataset.description.num_classes
@@ -92,7 +91,7 @@ def train_and_evaluate(
         waited = False
         calls = _calls(config, steps_per_call, step, total_steps, batches)
         for count, batch in batches.take(calls):
-            stop_if_asked()
+            stop_if_asked(step)
             last_metrics, last_waited = metrics, waited
             waited = batches.waited and _done(last_metrics)
             state, metrics = train_step[count](state, batch, *examples)
@@ -123,6 +122,13 @@ def train_and_evaluate(
         workdir_lib.write_result(workdir, result)
     _conclude(console, workdir, result, best[0] / batches.steps_per_epoch)
     return result
+
+
+def _open(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, description: sources.Description
+) -> None:
+    workdir_lib.open_run(workdir, config)
+    workdir_lib.write_description(workdir, description)
 
 
 def _start(

@@ -16,6 +16,7 @@ ARROWS = {
     "metrics": set(),
     "runtime": set(),
     "interruption": set(),
+    "processes": set(),
     "train_state": {"models"},
     "steps": {"metrics", "train_state"},
     "parallel": set(),
@@ -33,12 +34,13 @@ ARROWS = {
     "assembly": {"data", "optimizers", "parallel", "steps", "train_state", "transfer"},
     "train": {
         "assembly", "checkpoint", "config", "console", "data", "evaluate", "interruption", "models",
-        "optimizers", "parallel", "progress", "train_state", "transfer", "workdir", "writers",
+        "optimizers", "parallel", "processes", "progress", "train_state", "transfer", "workdir",
+        "writers",
     },
     "interop": {"models"},
     "bench": {"data", "interop", "models", "ops", "runtime", "steps", "train_state"},
     "command": set(),
-    "main": {"command", "progress", "runtime", "train"},
+    "main": {"command", "processes", "progress", "runtime", "train"},
     # What is run of a package stands above it.
     "data.__main__": {"command", "data", "runtime"},
     "__init__": {"checkpoint", "interop", "models"},

@@ -11,10 +11,10 @@ from resflax import interruption
 def test_the_first_waits_and_the_second_does_not():
     before = signal.getsignal(signal.SIGINT)
     with interruption.deferred() as ask:
-        ask()
+        ask(0)
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            ask()
+            ask(1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -25,7 +25,7 @@ def test_another_thread_leaves_signals_alone():
 
     def run():
         with interruption.deferred() as ask:
-            ask()
+            ask(0)
             handlers.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=run)

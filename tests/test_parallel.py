@@ -4,16 +4,19 @@ import math
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small import config as small_config
 
-from resflax import assembly
+from resflax import assembly, create_model, steps
 from resflax import config as config_lib
 from resflax.data import pipeline, resident, sources
 from resflax.parallel import DataParallel
+from resflax.train_state import create_train_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +149,88 @@ def test_examples_that_live_on_the_devices_are_those_of_the_host(mode, devices):
     assert {name: array.nbytes for name, array in batch.items()} == {"index": 4 * 32}
 
 
+class Tiny(nn.Module):
+    """A convolution, a norm and a classifier."""
+
+    norm: str
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Conv(8, (3, 3))(images)
+        if self.norm == "batch":
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        elif self.norm == "group":
+            x = nn.GroupNorm(4)(x)
+        return nn.Dense(10)(nn.silu(x).mean((1, 2)))
+
+
+def tiny_step(mode, num_devices, norm, parts=1, order=slice(None)):
+    """The variables and metrics after a step on 32 images; nothing may have been gathered."""
+    parallel = DataParallel.over(mode, jax.devices()[:num_devices])
+    tx = optax.sgd(0.5)
+    init = functools.partial(create_train_state, Tiny(norm), tx, (8, 8, 3), seed=0, ema=False)
+    state = parallel.create(init)
+    train_step = functools.partial(
+        steps.train_step,
+        axis_name=parallel.axis_name,
+        augment=lambda keys, images: images / 255.0,
+        accumulation=parts,
+    )
+    step = parallel.step(train_step, donate_state=True)
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(32, 8, 8, 3), dtype=np.uint8)
+    batch = {"image": images, "label": rng.integers(10, size=32, dtype=np.int32)}
+    placed = parallel.put({name: array[order] for name, array in batch.items()})
+    hlo = step.lower(state, placed).compile().as_text()
+    assert "all-gather" not in hlo
+    assert "all-to-all" not in hlo
+    state, metrics = step(state, placed)
+    variables = jax.device_get(parallel.single(state).eval_variables)
+    return ThreeSteps(variables, parallel.fetch(metrics))
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+@pytest.mark.parametrize(
+    ("mode", "devices", "parts"),
+    [("jit", 1, 4), ("jit", 8, 2), ("shard_map", 8, 4), ("pmap", 8, 2)],
+)
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(mode, devices, parts, norm):
+    apart, whole = tiny_step(mode, devices, norm, parts), tiny_step("jit", 1, norm)
+    assert largest_difference(apart, whole) < 1e-5
+    for name in ("loss", "top1", "grad_norm"):
+        np.testing.assert_allclose(apart.metrics[0][name], whole.metrics[0][name], rtol=1e-5)
+
+
+def test_batch_norm_sees_a_part_as_it_would_on_a_device_of_its_own():
+    apart = tiny_step("jit", 1, "batch", 4)
+    # Part i has every fourth image from the i-th on; a device has a run of them.
+    devices = tiny_step("shard_map", 4, "batch", order=np.arange(32).reshape(8, 4).T.ravel())
+    assert largest_difference(apart, devices) < 1e-5
+    assert largest_difference(apart, devices, "batch_stats") < 1e-5
+    assert largest_difference(apart, tiny_step("jit", 1, "batch")) > 1e-4
+
+
+@pytest.mark.slow
+def test_a_config_has_batches_in_parts():
+    """The network of a run, and its 8 devices; whose memory is what it is for."""
+    memory = []
+    for parts in (1, 4):
+        fields = {"model.norm": "none", "train.grad_accumulation": parts}
+        config = small_config(**fields)
+        parallel = DataParallel.over("jit", jax.devices()[:1])
+        dataset = sources.load(config.data)
+        model = config_lib.build_model(config, 10)
+        state = assembly.create_state(config, model, dataset, lambda step: 0.1, parallel)
+        batch = parallel.put(dataset.train.train_batch(np.arange(32), np.arange(32)))
+        compiled = assembly.train_step(config, dataset, parallel).lower(state, batch).compile()
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+        last = compiled(state, batch)[1]["loss"]
+        if parts == 1:
+            first = last
+    np.testing.assert_allclose(first, last, rtol=1e-5)
+    assert memory[1] < 0.5 * memory[0]
+
+
 @pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_state_is_donated(mode, count):
@@ -193,6 +278,54 @@ def test_convolutions_run_on_a_devices_own_images():
         assert 56 not in shapes[left] + shapes[right]
 
 
+def all_reduces(hlo):
+    """The replica groups of each all-reduce of a compiled program, and how many arrays it sums."""
+    found = re.findall(r" = (.*?) all-reduce(?:-start)?\(.*?replica_groups=(\S+), ", hlo)
+    return [(groups, len(re.findall(r"\w\d+\[", shapes))) for shapes, groups in found]
+
+
+def assert_reduced_together(hlo, state):
+    """One group of all devices, as few operations as there can be, and nothing gathered.
+
+    A step has an all-reduce for each parameter's gradient, for each running statistic, for loss
+    and top-1. XLA's combiner joins them, on a CPU up to 256 in one.
+    """
+    arrays = len(jax.tree.leaves((state.params, state.batch_stats))) + 2
+    found = all_reduces(hlo)
+    assert {groups for groups, _ in found} == {"{{0,1,2,3,4,5,6,7}}"}
+    assert sum(count for _, count in found) == arrays
+    assert len(found) == math.ceil(arrays / 256)
+    for operation in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert operation not in hlo
+
+
+def test_the_gradients_of_a_step_are_reduced_together():
+    state = run("shard_map", 8, "device").state
+    assert_reduced_together(compiled("shard_map", 8, "device", 1).as_text(), state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "se_resnext50_32x4d"])
+def test_the_gradients_of_a_published_network_are_reduced_together(name):
+    parallel = DataParallel.over("shard_map")
+    model = create_model(name, num_classes=1000, any_size=True)
+    init = functools.partial(
+        create_train_state, model, optax.sgd(0.1, 0.9), (32, 32, 3), seed=0, ema=False
+    )
+    state = jax.eval_shape(init)
+    train_step = functools.partial(
+        steps.train_step,
+        axis_name=parallel.axis_name,
+        augment=lambda keys, images: images / 255.0,
+    )
+    batch = {
+        "image": jax.ShapeDtypeStruct((16, 32, 32, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((16,), np.int32),
+    }
+    step = parallel.step(train_step, donate_state=True).lower(state, batch)
+    assert_reduced_together(step.compile().as_text(), state)
+
+
 @pytest.mark.xfail(reason="XLA gathers the batch of a grouped convolution: openxla/xla#47945")
 def test_xla_alone_splits_a_grouped_convolution():
     """Why the step is under shard_map, and groups are not left to XLA; this may pass one day."""
@@ -214,6 +347,11 @@ def test_xla_alone_splits_a_grouped_convolution():
     [
         ({"train.batch_size": 36}, "32 or 40"),
         ({"eval.batch_size": 3}, "8 or 16"),
+        (
+            {"train.grad_accumulation": 3},
+            r"8 devices x config\.train\.grad_accumulation 3; 24 or 48",
+        ),
+        ({"train.grad_accumulation": 0}, "grad_accumulation 0 must be at least 1"),
         ({"parallel.mode": "jit"}, "model.bn_axis to 'global'"),
     ],
 )

@@ -1,0 +1,251 @@
+"""Several processes in one run: how they find each other, what they have, and what they agree on.
+
+A process is started for each host or for each accelerator, all by the same command:
+
+    python -m resflax.main ... --coordinator node1:5000 --num_processes 2 --process_id 0
+
+or, where SLURM, Kubernetes, Open MPI or a Cloud TPU starts them, with --processes auto. The first
+one, number 0, is the coordinator too. If one dies the others cannot go on: jax ends them when it
+has not heard of it for HEARTBEAT_SECONDS, and says which it was ("Task 1" is
+process 1, "the leader task" process 0).
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+MODES = ("off", "auto", "manual")
+
+# After so long without a sign of life a process is dead; and so long one that is done, or has
+# failed, waits for the others to come to their end. Together under a minute.
+HEARTBEAT_SECONDS = 25
+SHUTDOWN_SECONDS = 25
+
+# What an error of jax may mean beside what it says.
+BROKEN = (
+    "Perhaps another process of the run died: if so, jax says which one ('Task N'; 'the leader "
+    f"task' is process 0) within {HEARTBEAT_SECONDS} s. The same command, in all processes, goes "
+    "on from the last checkpoint."
+)
+
+# Bytes of the texts that processes tell each other.
+_TEXT = 4096
+_HOST = 256
+
+
+class ProcessError(ValueError):
+    """The processes cannot run together; the message says why, and what to look at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A process's place among several, where no scheduler tells it.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0, where the others reach it.
+      num_processes: of the run.
+      process_id: of this one, from 0.
+    """
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+
+    def __post_init__(self) -> None:
+        """Raises ProcessError if there is no such place."""
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ProcessError(
+                f"--coordinator {self.coordinator!r} must be HOST:PORT, such as node1:5000."
+            )
+        if not 0 <= self.process_id < self.num_processes:
+            raise ProcessError(
+                f"--process_id {self.process_id} must be at least 0 and less than --num_processes "
+                f"{self.num_processes}."
+            )
+
+
+def start(place: Place | None, seconds: int) -> None:
+    """Waits until all processes of the run are there; before the first jax array.
+
+    Args:
+      place: of this process; None: as jax finds it under SLURM, Kubernetes, Open MPI, Cloud TPU.
+      seconds: to wait; after that the process ends with one line and exit code 2, at once:
+        what waits in jax cannot be interrupted, and would abort.
+
+    Raises:
+      ProcessError: if there is nothing to be found, or the coordinator cannot be started.
+    """
+    arguments = {} if place is None else dataclasses.asdict(place)
+    if place is not None:
+        arguments["coordinator_address"] = arguments.pop("coordinator")
+        # Each takes all accelerators it sees; only a scheduler's processes share those of a host.
+        arguments["cluster_detection_method"] = "deactivate"
+    with _patience(place, seconds):
+        try:
+            jax.distributed.initialize(
+                **arguments,
+                initialization_timeout=seconds + 60,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ProcessError(_why_not(place, error)) from None
+
+
+def require_devices(expected: int | None = None) -> None:
+    """Raises ProcessError if there are not as many as expected, or not as many in each process.
+
+    Args:
+      expected: devices of all processes; None: any number.
+    """
+    count = jax.device_count()
+    if expected is not None and count != expected:
+        raise ProcessError(
+            f"{count} devices ({jax.devices()[0].device_kind}) answer in {jax.process_count()} "
+            f"processes, --expect_devices {expected}: see that every process runs and sees its "
+            "accelerators, or say how many are right."
+        )
+    local = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(local.values())) > 1:
+        uneven = ", ".join(f"process {i} has {local[i]}" for i in sorted(local))
+        raise ProcessError(f"every process must have as many devices as the others; {uneven}.")
+
+
+def topology() -> str:
+    """The processes, hosts and devices, to be read: a line, and one for each host."""
+    hosts: dict[str, list[int]] = collections.defaultdict(list)
+    for process, host in enumerate(_gather(socket.gethostname(), _HOST)):
+        hosts[host].append(process)
+    lines = [
+        f"{jax.process_count()} processes, {jax.device_count()} devices "
+        f"({jax.devices()[0].device_kind}), {jax.local_device_count()} in each process"
+    ]
+    for host, numbers in hosts.items():
+        devices = len(numbers) * jax.local_device_count()
+        names = ", ".join(map(str, numbers))
+        lines.append(f"  {host}: {devices} devices, of processes {names}")
+    return "\n".join(lines)
+
+
+def on_first(do: Callable[[], None]) -> None:
+    """Runs something on the first process; if it refuses, all do.
+
+    Args:
+      do: that raises ValueError if it cannot be.
+
+    Raises:
+      ValueError: on every process, with the message of the first one's.
+    """
+    refusal = ""
+    if jax.process_index() == 0:
+        try:
+            do()
+        except ValueError as error:
+            if jax.process_count() == 1:
+                raise
+            refusal = str(error)
+    if jax.process_count() > 1:
+        refusal = _gather(refusal, _TEXT)[0]
+        if refusal:
+            raise ProcessError(refusal)
+
+
+def require_same(text: str, what: str) -> None:
+    """Raises ProcessError, on every process, unless all have the same text.
+
+    Args:
+      text: of this process.
+      what: it is, for the message.
+    """
+    digests = _gather(hashlib.sha256(text.encode()).hexdigest(), 64)
+    different = [i for i, digest in enumerate(digests) if digest != digests[0]]
+    if different:
+        raise ProcessError(
+            f"process {different[0]} has another {what} than process 0: start all of them with "
+            "the same command."
+        )
+
+
+def _gather(text: str, size: int) -> list[str]:
+    """The texts of all processes, cut to so many bytes; by number."""
+    data = np.zeros(size, np.uint8)
+    encoded = np.frombuffer(text.encode()[:size], np.uint8)
+    data[: len(encoded)] = encoded
+    rows = multihost_utils.process_allgather(data)
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+
+@contextlib.contextmanager
+def _patience(place: Place | None, seconds: int) -> Iterator[None]:
+    """Ends the process, with a line, if what is done in it takes longer."""
+
+    def give_up() -> None:
+        print(f"error: {_who_is_missing(place, seconds)}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _who_is_missing(place: Place | None, seconds: int) -> str:
+    address = place.coordinator if place else _detected_address()
+    if address is None:
+        return (
+            f"--processes auto: the scheduler did not tell where process 0 is within {seconds} s."
+        )
+    if _answers(address):
+        count = f"{place.num_processes} processes" if place else "processes"
+        return (
+            f"the coordinator {address} answers, but not all {count} came within {seconds} s "
+            "(--start_seconds): see that each of them runs, with a --process_id of its own."
+        )
+    return (
+        f"the coordinator {address} did not answer within {seconds} s (--start_seconds): see that "
+        "process 0 runs, that the address is its host's as seen from here, and that no firewall "
+        "closes the port."
+    )
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+def _detected_address() -> str | None:
+    """What jax found; it has no public name."""
+    try:
+        from jax._src.distributed import global_state
+    except ImportError:
+        return None
+    return getattr(global_state, "coordinator_address", None)
+
+
+def _why_not(place: Place | None, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0]
+    if place is None:
+        return (
+            f"--processes auto: jax finds no place for this process ({reason}); it looks for the "
+            "variables of a SLURM step (srun), Open MPI, Kubernetes or a Cloud TPU. Elsewhere give "
+            "--coordinator HOST:PORT --num_processes N --process_id I."
+        )
+    return f"--coordinator {place.coordinator}: {reason}"
