@@ -1,0 +1,118 @@
+"""Accuracy over two things that vary, as a map of colours with its numbers."""
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from resflax import figures
+from resflax.report import axes as axes_lib
+from resflax.report.study import Axis, Group, Study
+
+
+def draw(study: Study, rows: Axis, columns: Axis) -> Figure | None:
+    """A figure with a cell for each pair of values.
+
+    Where nothing else varies, a cell has the mean and the standard deviation over seeds; else the
+    mean of the configurations' means, and how many there were where that is not all. Cells without
+    a finished run are hatched.
+
+    Returns:
+      The figure; None if fewer than two cells have a number.
+    """
+    cells = [
+        [_members(study, rows, row, columns, column) for column in columns.values]
+        for row in rows.values
+    ]
+    means = np.array([[_mean(members) for members in line] for line in cells])
+    if np.isfinite(means).sum() < 2:
+        return None
+    width = figures.COLUMN if len(columns.values) <= 6 else figures.PAGE
+    height = max(1.6, 0.42 * len(rows.values) + 0.9)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panel = figure.subplots()
+    image = panel.imshow(means, cmap="cividis", aspect="auto")
+    panel.patch.set(hatch="////", facecolor="white", edgecolor="#BBBBBB")
+    most = max(len(members) for line in cells for members in line)
+    for i, j in np.ndindex(means.shape):
+        text = _text(cells[i][j], most, single=len(study.axes) == 2)
+        _write(panel, image, i, j, means[i, j], text)
+    _ticks(panel, rows, columns)
+    bar = figure.colorbar(image, pad=0.02, aspect=12)
+    label = "top-1 accuracy (%)"
+    if len(study.axes) > 2:
+        label += f",\nmean of {most} configurations"
+    bar.set_label(label, fontsize=figures.FONT, color=figures.INK)
+    bar.ax.tick_params(labelsize=figures.FONT - 1, color=figures.INK, labelcolor=figures.INK)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _members(
+    study: Study, rows: Axis, row: object, columns: Axis, column: object
+) -> Sequence[Group]:
+    return [
+        group
+        for group in study.groups
+        if rows.value(group) == row and columns.value(group) == column
+    ]
+
+
+def _finished(members: Sequence[Group]) -> list[float]:
+    return [group.accuracy.mean for group in members if group.accuracy is not None]
+
+
+def _mean(members: Sequence[Group]) -> float:
+    values = _finished(members)
+    return statistics.fmean(values) if values else np.nan
+
+
+def _text(members: Sequence[Group], most: int, *, single: bool) -> str:
+    values = _finished(members)
+    if not values:
+        return ""
+    text = f"{statistics.fmean(values):.2f}"
+    if single and members[0].accuracy is not None and members[0].accuracy.std is not None:
+        return f"{text}\n± {members[0].accuracy.std:.2f}"
+    return f"{text}\n({len(values)} of {most})" if len(values) < most else text
+
+
+def _write(panel: Axes, image: AxesImage, i: int, j: int, value: float, text: str) -> None:
+    if not text:
+        return
+    red, green, blue, _ = image.cmap(image.norm(value))
+    is_light = 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
+    panel.text(
+        j,
+        i,
+        text,
+        ha="center",
+        va="center",
+        fontsize=figures.FONT - 1,
+        color="black" if is_light else "white",
+    )
+
+
+def _ticks(panel: Axes, rows: Axis, columns: Axis) -> None:
+    figures.style(panel)
+    panel.grid(visible=False)
+    panel.spines[:].set_visible(False)
+    panel.tick_params(length=0)
+    names = [axes_lib.name(value) for value in columns.values]
+    crowded = sum(map(len, names)) > 36
+    panel.set_xticks(
+        range(len(names)),
+        names,
+        rotation=30 if crowded else 0,
+        ha="right" if crowded else "center",
+        rotation_mode="anchor",
+    )
+    panel.set_yticks(
+        range(len(rows.values)), [textwrap.fill(axes_lib.name(v), 16) for v in rows.values]
+    )
+    panel.set_xlabel(axes_lib.title(columns))
+    panel.set_ylabel(axes_lib.title(rows))

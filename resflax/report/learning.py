@@ -1,0 +1,119 @@
+"""Learning curves of configurations side by side, with bands over seeds."""
+
+import collections
+import itertools
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from resflax import figures
+from resflax.report import axes as axes_lib
+from resflax.report.runs import Run
+from resflax.report.study import Axis, Group, Study
+
+# Panels of one figure, 4 to a row: no more fit on a page.
+_MOST_PANELS = 24
+
+_ACCURACY = "eval/top1"
+
+
+def draw(study: Study, axis: Axis | None) -> Iterator[Figure]:
+    """Figures of the accuracy over epochs: a line for each value of an axis, its mean over seeds.
+
+    A panel has the configurations that differ in this axis alone. Bands are one standard deviation
+    to either side. Only finished runs count; of a configuration without any, those are drawn that
+    there are, dashed.
+
+    Args:
+      study: of the runs.
+      axis: None if nothing varies.
+
+    Yields:
+      Figures of up to 24 panels; none if no run has been evaluated.
+    """
+    others = [other for other in study.axes if other is not axis]
+    panels: dict[tuple[Any, ...], list[Group]] = collections.defaultdict(list)
+    for group in study.groups:
+        if any(_evaluations(run) for run in group.runs):
+            panels[tuple(other.value(group) for other in others)].append(group)
+    titles = {
+        key: ", ".join(
+            f"{axes_lib.title(other)} {axes_lib.name(value)}"
+            for other, value in zip(others, key, strict=True)
+        )
+        for key in panels
+    }
+    for start in range(0, len(panels), _MOST_PANELS):
+        keys = itertools.islice(panels, start, start + _MOST_PANELS)
+        yield _figure({titles[key]: panels[key] for key in keys}, axis)
+
+
+def _figure(panels: dict[str, list[Group]], axis: Axis | None) -> Figure:
+    columns = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 4
+    rows = -(-len(panels) // columns)
+    width = figures.PAGE if columns > 2 else figures.COLUMN
+    height = 2.3 if columns == 1 else 1.55
+    figure = Figure(figsize=(width, 0.7 + height * rows), layout="constrained")
+    places = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for number, (place, (title, groups)) in enumerate(
+        itertools.zip_longest(places.flat, panels.items(), fillvalue=("", []))
+    ):
+        if not groups:
+            place.set_axis_off()
+            continue
+        _panel(place, groups, axis)
+        characters = int(19 * width / columns)
+        place.set_title(
+            textwrap.fill(title, characters), fontsize=figures.FONT - 1, color=figures.INK
+        )
+        # The panel below may be one that is left empty.
+        place.tick_params(labelbottom=number + columns >= len(panels))
+    figure.supxlabel("epoch", fontsize=figures.FONT, color=figures.INK)
+    figure.supylabel("top-1 accuracy (%)", fontsize=figures.FONT, color=figures.INK)
+    if axis is not None:
+        axes_lib.legend(figure, axis, marker="")
+    return figure
+
+
+def _panel(panel: Axes, groups: Sequence[Group], axis: Axis | None) -> None:
+    figures.style(panel)
+    panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    panel.yaxis.set_major_locator(MaxNLocator(5))
+    for group in groups:
+        colour = figures.COLOURS[0]
+        if axis is not None:
+            colour = axes_lib.looks(axis)[axis.values.index(axis.value(group))]["color"]
+        epochs, means, stds = _curve(group.finished or group.runs)
+        line = "-" if group.finished else "--"
+        marker = "o" if len(epochs) == 1 else ""
+        panel.plot(epochs, means, line, marker=marker, markersize=3, color=colour, linewidth=1.1)
+        panel.fill_between(epochs, means - stds, means + stds, color=colour, alpha=0.2, linewidth=0)
+
+
+def _evaluations(run: Run) -> list[tuple[float, float]]:
+    """Epochs, and the accuracy after them in per cent."""
+    return [
+        (line["epoch"], 100 * line[_ACCURACY])
+        for line in run.metrics
+        if math.isfinite(line.get(_ACCURACY, math.nan))
+    ]
+
+
+def _curve(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, mean and standard deviation (0 of one run) of the accuracy, all [n]."""
+    by_epoch: dict[float, list[float]] = collections.defaultdict(list)
+    for run in runs:
+        for epoch, accuracy in _evaluations(run):
+            by_epoch[epoch].append(accuracy)
+    epochs = sorted(by_epoch)
+    means = [np.mean(by_epoch[epoch]) for epoch in epochs]
+    stds = [
+        np.std(by_epoch[epoch], ddof=1) if len(by_epoch[epoch]) > 1 else 0.0 for epoch in epochs
+    ]
+    return np.array(epochs), np.array(means), np.array(stds)
