@@ -43,6 +43,7 @@ ARROWS = {
     "main": {"command", "progress", "runtime", "train"},
     # What is run of a package stands above it.
     "data.__main__": {"command", "data", "runtime"},
+    "report.__main__": {"command", "report", "workdir"},
     "__init__": {"checkpoint", "interop", "models"},
 }  # fmt: skip
 

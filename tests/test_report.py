@@ -116,7 +116,7 @@ def test_fields_that_determine_each_other_are_one_axis(make, tmp_path):
                 model__depth=depth,
             )
     compared = compare(tmp_path)
-    assert [axis.label for axis in compared.axes] == ["depth", "cardinality, base_width"]
+    assert [axis.labels for axis in compared.axes] == [("depth",), ("cardinality", "base_width")]
     assert compared.axes[1].values == ((1, 64), (4, 32))
     assert table.headings(compared)[:3] == ["depth", "cardinality", "base_width"]
 
@@ -158,8 +158,8 @@ def test_what_is_not_finished_is_named_and_not_counted(make, tmp_path):
     (failed_early / workdir_lib.ERROR).write_text("error: config.train.epochs 0 must be more.\n")
     last = runs_lib.read(unfinished).metrics[-1]
     assert notes(tmp_path) == {
-        "unfinished": f"running or interrupted at step {last['step']}, epoch 1 of 2.",
-        "queued": "running or interrupted before its first metrics.",
+        "unfinished": f"running or interrupted: step {last['step']}, epoch 1 of 2.",
+        "queued": "running or interrupted: no metrics yet.",
         "crashed": "failed: MemoryError: no more",
         "diverged": "failed: eval/loss is nan.",
         "early": "failed: error: config.train.epochs 0 must be more.",
@@ -174,7 +174,14 @@ def test_a_loss_that_is_not_finite_is_a_failure(make, tmp_path):
 
 
 DAMAGE = {
-    "config.json": ['{"mod', "[]", '{"model": {"depht": 3}}', "\xff\xfe", '{"seed": "x"}'],
+    "config.json": [
+        '{"mod',
+        "[]",
+        '{"model": {"depht": 3}}',
+        "\xff\xfe",
+        '{"seed": "x"}',
+        '{"data": {"mean": [[1]]}}',
+    ],
     "dataset.json": ['{"name"', "[]", '{"name": 3}'],
     "metrics.jsonl": ['{"step": 1\n{}\n', "[]\n[]\n"],
     "result.json": ['{"eval', "[]", "{}", '{"eval/top1": 7, "best/top1": 1, "seconds": 1}'],

@@ -14,6 +14,7 @@ from typing import NoReturn
 import jax
 import rich.console
 
+from resflax import command
 from resflax.report import plots, runs, study, table
 from resflax.workdir import write_atomically
 
@@ -25,7 +26,7 @@ _FORMATS = {"markdown": table.markdown, "html": table.page}
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {' '.join(message.split())}\n")
+        command.fail(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,39 +43,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     # Only shapes are computed here, and the accelerators may be at work on the runs.
     jax.config.update("jax_platforms", "cpu")
-    try:
-        compared = study.compare(runs.find(options.directories))
-        _print(compared)
-        _write(compared, options)
-    except ValueError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"{error.filename or options.plots}: {error.strerror}.")
-    return 0
-
-
-def _print(compared: study.Study) -> None:
     console = rich.console.Console(highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
+    try:
+        compared = study.compare(runs.find(options.directories))
+        _show(compared, console)
+        pictures = _write(compared, options)
+    except ValueError as error:
+        command.fail(str(error))
+    for picture in pictures:
+        console.print(picture, soft_wrap=True, markup=False)
+    return 0
+
+
+def _show(compared: study.Study, console: rich.console.Console) -> None:
     console.print(table.terminal(compared))
     console.print(table.LEGEND, style="dim", markup=False)
     for path, note in compared.notes:
         console.print(f"{path}: {note}", soft_wrap=True, markup=False)
 
 
-def _write(compared: study.Study, options: argparse.Namespace) -> None:
-    pictures = plots.write(compared, options.plots) if options.plots else []
-    for name, text in _FORMATS.items():
-        if path := getattr(options, name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            links = [os.path.relpath(picture, path.parent) for picture in pictures]
-            write_atomically(path, text(compared, links))
-    if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.csv, table.comma_separated(compared))
-    for picture in pictures:
-        print(picture)
+def _write(compared: study.Study, options: argparse.Namespace) -> list[pathlib.Path]:
+    """Writes the files that were asked for; returns the pictures.
+
+    Raises:
+      ValueError: if one cannot be written.
+    """
+    try:
+        pictures = plots.write(compared, options.plots) if options.plots else []
+        for name, text in _FORMATS.items():
+            if path := getattr(options, name):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                links = [os.path.relpath(picture, path.parent) for picture in pictures]
+                write_atomically(path, text(compared, links))
+        if options.csv:
+            options.csv.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(options.csv, table.comma_separated(compared))
+    except OSError as error:
+        raise ValueError(f"{error.filename}: {error.strerror}.") from None
+    return pictures
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from resflax import figures
 from resflax.report.study import Axis, show
 
-_MARKERS = "osD^vP*X"
+_MARKERS = "osD^vPXd"
 
 # Of names of fields that vary together, so many stand for them all.
 _MOST_FIELDS = 2
@@ -18,55 +18,76 @@ _MOST_FIELDS = 2
 # Characters of a value; of a longer one, such as a path, the end tells more.
 _LONGEST = 24
 
-# Characters of the legend's type that fit in an inch.
-_PER_INCH = 17
+# Of the legend: characters of its type that fit in an inch, those that a marker and its margins
+# take, and the height of a line and of the rest, inches.
+_PER_INCH, _AROUND, _LINE, _REST = 18, 5, 0.145, 0.3
 
 _WORDS = {"se": "SE", "bn": "BN", "lr": "learning rate", "ema": "EMA", "act": "activation"}
 
 
 def title(axis: Axis) -> str:
     """What varies, in words: 'SE reduction'."""
-    names = [
-        " ".join(_WORDS.get(word, word) for word in name.replace(".", "_").split("_"))
-        for name in axis.label.split(", ")
-    ]
+    names = list(map(_words, axis.labels))
     return ", ".join(names[:_MOST_FIELDS]) + (", …" if len(names) > _MOST_FIELDS else "")
 
 
 def name(value: tuple[Any, ...]) -> str:
     """A value of an axis: '20', or '4, 32' of two fields."""
-    shown = (show(part) for part in value[:_MOST_FIELDS])
-    return ", ".join(
-        text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}" for text in shown
-    )
+    return ", ".join(map(_shortened, value[:_MOST_FIELDS]))
+
+
+def setting(axis: Axis, value: tuple[Any, ...]) -> str:
+    """An axis and one of its values: 'depth 20', or 'cardinality 4, base width 32'."""
+    pairs = list(zip(axis.labels, value, strict=True))[:_MOST_FIELDS]
+    return ", ".join(f"{_words(label)} {_shortened(part)}" for label, part in pairs)
+
+
+def _words(label: str) -> str:
+    return " ".join(_WORDS.get(word, word) for word in label.replace(".", "_").split("_"))
+
+
+def _shortened(part: Any) -> str:
+    text = show(part)
+    return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
 
 
 def looks(axis: Axis) -> list[dict[str, Any]]:
     """Colour and marker for each value: numbers go from dark to light, words are distinct."""
     count = len(axis.values)
-    colours: list[Any] = list(figures.COLOURS[:count])
-    if axis.ordered or count > len(colours):
-        # The last tenth of viridis is too light for lines on white.
-        colours = [matplotlib.colormaps["viridis"](0.88 * i / (count - 1)) for i in range(count)]
+    # There is one colour less than there are markers: no pair of them comes twice in 56.
+    colours: list[Any] = [figures.COLOURS[i % len(figures.COLOURS)] for i in range(count)]
+    if axis.ordered:
+        # The last part of viridis is too light for lines on white.
+        colours = [matplotlib.colormaps["viridis"](0.82 * i / (count - 1)) for i in range(count)]
     return [
         {"color": colour, "marker": _MARKERS[i % len(_MARKERS)]} for i, colour in enumerate(colours)
     ]
 
 
-def legend(figure: Figure, axis: Axis, **style: Any) -> None:
-    """Puts the names of an axis's values below the panels, where there are no lines to hide."""
+def legend(figure: Figure, axis: Axis, linestyle: str, note: str = "") -> None:
+    """Makes a figure taller by a legend below the panels, where there are no lines to hide.
+
+    Args:
+      figure: with its panels.
+      axis: whose values are named.
+      linestyle: of the lines through the markers; "": none.
+      note: another line above the names.
+    """
     names = [name(value) for value in axis.values]
     handles = [
-        Line2D([], [], **{**look, **style}, label=text)
+        Line2D([], [], **look, linestyle=linestyle, linewidth=1.1, markersize=4, label=text)
         for text, look in zip(names, looks(axis), strict=True)
     ]
     width = _PER_INCH * figure.get_figwidth()
-    columns = int(width / (max(map(len, names)) + 6))
+    columns = max(1, min(int(width / (max(map(len, names)) + _AROUND)), len(names)))
+    lines = [*textwrap.wrap(title(axis), int(width)), *textwrap.wrap(note, int(width))]
+    height = _REST + _LINE * (len(lines) - 1 - (-len(names) // columns))
+    figure.set_figheight(figure.get_figheight() + height)
     legend = figure.legend(
         handles=handles,
-        title=textwrap.fill(title(axis), int(width)),
+        title="\n".join(lines),
         loc="outside lower center",
-        ncols=max(1, min(columns, len(names))),
+        ncols=columns,
         frameon=False,
         fontsize=figures.FONT - 1,
         title_fontsize=figures.FONT,
@@ -75,4 +96,4 @@ def legend(figure: Figure, axis: Axis, **style: Any) -> None:
         columnspacing=1.2,
         borderaxespad=0.2,
     )
-    legend.get_title().set_color(figures.INK)
+    legend.get_title().set(color=figures.INK, ha="center")

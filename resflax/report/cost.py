@@ -22,13 +22,16 @@ _UNITS = {1: "", 10**3: " (thousands)", 10**6: " (millions)", 10**9: " (billions
 # A wider range of costs, the greatest over the least, gets a logarithmic axis.
 _LOG_RANGE = 4.0
 
+# The ticks of a decade of a logarithmic axis, for ranges up to so much.
+_TICKS = ((12, (1, 1.5, 2, 3, 5, 7)), (60, (1, 2, 5)), (1000, (1, 3)), (math.inf, (1,)))
+
 
 def draw(study: Study, axis: Axis) -> Figure | None:
     """A figure with the configurations by cost, told apart by their value on one axis.
 
     Error bars are the standard deviation over seeds. Where one other thing varies, and that by
-    numbers, lines join what differs in it alone; where more does, steps lead through the best
-    configurations at each cost or less.
+    numbers, lines join what differs in it alone; where more does, lines lead through the
+    configurations than which nothing cheaper is better.
 
     Returns:
       The figure; None if no cost differs between finished runs.
@@ -41,12 +44,13 @@ def draw(study: Study, axis: Axis) -> Figure | None:
     }
     if not panels:
         return None
-    figure = Figure(figsize=(figures.COLUMN, 0.6 + 2.0 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(figures.COLUMN, 2.0 * len(panels)), layout="constrained")
     for place, (name, cost) in zip(
         figure.subplots(len(panels), squeeze=False).flat, panels.items(), strict=True
     ):
         _panel(place, study, axis, groups, name, cost)
-    axes_lib.legend(figure, axis, linestyle="-" if _is_joined(study, axis) else "")
+    note = "(lines: the best at that cost or less)" if len(study.axes) > 2 else ""
+    axes_lib.legend(figure, axis, "-" if _is_joined(study, axis) else "", note)
     return figure
 
 
@@ -115,7 +119,8 @@ def _scale(panel: Axes, span: float) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(5))
         return
     panel.set_xscale("log")
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 100 else (1,)))
+    subs = next(subs for most, subs in _TICKS if span < most)
+    panel.xaxis.set_major_locator(LogLocator(subs=subs))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.xaxis.set_major_formatter("{x:g}")

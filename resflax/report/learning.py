@@ -20,6 +20,9 @@ from resflax.report.study import Axis, Group, Study
 # Panels of one figure, 4 to a row: no more fit on a page.
 _MOST_PANELS = 24
 
+# Of a line, about so many: colours alone do not tell lines apart for everybody.
+_MARKERS = 6
+
 _ACCURACY = "eval/top1"
 
 
@@ -42,13 +45,7 @@ def draw(study: Study, axis: Axis | None) -> Iterator[Figure]:
     for group in study.groups:
         if any(_evaluations(run) for run in group.runs):
             panels[tuple(other.value(group) for other in others)].append(group)
-    titles = {
-        key: ", ".join(
-            f"{axes_lib.title(other)} {axes_lib.name(value)}"
-            for other, value in zip(others, key, strict=True)
-        )
-        for key in panels
-    }
+    titles = {key: ", ".join(map(axes_lib.setting, others, key)) for key in panels}
     for start in range(0, len(panels), _MOST_PANELS):
         keys = itertools.islice(panels, start, start + _MOST_PANELS)
         yield _figure({titles[key]: panels[key] for key in keys}, axis)
@@ -58,8 +55,8 @@ def _figure(panels: dict[str, list[Group]], axis: Axis | None) -> Figure:
     columns = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 4
     rows = -(-len(panels) // columns)
     width = figures.PAGE if columns > 2 else figures.COLUMN
-    height = 2.3 if columns == 1 else 1.55
-    figure = Figure(figsize=(width, 0.7 + height * rows), layout="constrained")
+    height = 2.3 if columns == 1 else 1.6
+    figure = Figure(figsize=(width, 0.2 + height * rows), layout="constrained")
     places = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for number, (place, (title, groups)) in enumerate(
         itertools.zip_longest(places.flat, panels.items(), fillvalue=("", []))
@@ -73,11 +70,12 @@ def _figure(panels: dict[str, list[Group]], axis: Axis | None) -> Figure:
             textwrap.fill(title, characters), fontsize=figures.FONT - 1, color=figures.INK
         )
         # The panel below may be one that is left empty.
-        place.tick_params(labelbottom=number + columns >= len(panels))
-    figure.supxlabel("epoch", fontsize=figures.FONT, color=figures.INK)
-    figure.supylabel("top-1 accuracy (%)", fontsize=figures.FONT, color=figures.INK)
+        is_lowest = number + columns >= len(panels)
+        place.tick_params(labelbottom=is_lowest)
+        place.set_xlabel("epoch" if is_lowest else "")
+        place.set_ylabel("" if number % columns else "top-1 accuracy (%)")
     if axis is not None:
-        axes_lib.legend(figure, axis, marker="")
+        axes_lib.legend(figure, axis, "-")
     return figure
 
 
@@ -86,14 +84,23 @@ def _panel(panel: Axes, groups: Sequence[Group], axis: Axis | None) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.yaxis.set_major_locator(MaxNLocator(5))
     for group in groups:
-        colour = figures.COLOURS[0]
+        look = {"color": figures.COLOURS[0], "marker": "o"}
         if axis is not None:
-            colour = axes_lib.looks(axis)[axis.values.index(axis.value(group))]["color"]
+            look = axes_lib.looks(axis)[axis.values.index(axis.value(group))]
         epochs, means, stds = _curve(group.finished or group.runs)
-        line = "-" if group.finished else "--"
-        marker = "o" if len(epochs) == 1 else ""
-        panel.plot(epochs, means, line, marker=marker, markersize=3, color=colour, linewidth=1.1)
-        panel.fill_between(epochs, means - stds, means + stds, color=colour, alpha=0.2, linewidth=0)
+        panel.plot(
+            epochs,
+            means,
+            **look,
+            linestyle="-" if group.finished else "--",
+            linewidth=1.1,
+            markersize=3,
+            markevery=max(1, len(epochs) // _MARKERS),
+            markeredgecolor="white",
+            markeredgewidth=0.3,
+        )
+        low, high = means - stds, means + stds
+        panel.fill_between(epochs, low, high, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def _evaluations(run: Run) -> list[tuple[float, float]]:

@@ -49,4 +49,4 @@ def draw(study: Study) -> Iterator[tuple[str, Figure]]:
 
 
 def _slug(axis: Axis) -> str:
-    return re.sub(r"\W", "_", axis.label.split(", ")[0])
+    return re.sub(r"\W", "_", axis.labels[0])

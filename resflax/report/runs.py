@@ -94,7 +94,7 @@ def read(path: pathlib.Path) -> Run:
             problems.append(_one_line(str(error).replace(f"{path}{os.sep}", "")))
             return None
 
-    config = attempt(workdir_lib.read_config, workdir_lib.CONFIG)
+    config = attempt(_config, workdir_lib.CONFIG)
     metrics = attempt(_metrics, workdir_lib.METRICS) or ()
     result = attempt(_result, workdir_lib.RESULT)
     error = attempt(_error, workdir_lib.ERROR)
@@ -156,6 +156,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _config(path: pathlib.Path) -> ml_collections.ConfigDict:
+    config = workdir_lib.read_config(path)
+    for field, value in config_lib.flatten(config).items():
+        try:
+            hash(value)  # as comparing runs does
+        except TypeError:
+            raise ValueError(f"{workdir_lib.CONFIG}: {field} cannot be {value!r}.") from None
+    return config
+
+
 def _metrics(path: pathlib.Path) -> list[dict[str, float]]:
     return curves.read_metrics(path / workdir_lib.METRICS)
 
@@ -201,10 +211,10 @@ def _earlier_seconds(metrics: curves.Metrics, seconds: float) -> float:
 def _progress(config: ml_collections.ConfigDict, metrics: curves.Metrics) -> tuple[State, str]:
     """How far a run without a result came."""
     if not metrics:
-        return State.UNFINISHED, "before its first metrics."
+        return State.UNFINISHED, "no metrics yet."
     last = metrics[-1]
     where = f"step {last['step']}, epoch {last['epoch']:g} of {config.train.epochs:g}."
     for name, value in last.items():
         if not math.isfinite(value):
             return State.FAILED, f"{name} is {value} at {where}"
-    return State.UNFINISHED, f"at {where}"
+    return State.UNFINISHED, where

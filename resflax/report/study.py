@@ -15,6 +15,9 @@ from resflax.report.runs import Run, State
 
 _SEED = "seed"
 
+# What studies of residual networks vary comes first, in this order; the rest by its name.
+_FIRST = ("name", "depth", "cardinality", "base_width", "se_reduction", "shortcut")
+
 
 @dataclasses.dataclass(frozen=True)
 class Statistic:
@@ -86,12 +89,12 @@ class Axis:
 
     Attributes:
       fields: their dotted names.
-      label: for people.
+      labels: the same, as short as is clear.
       values: of the fields, in order.
     """
 
     fields: tuple[str, ...]
-    label: str
+    labels: tuple[str, ...]
     values: tuple[tuple[Any, ...], ...]
 
     def value(self, group: Group) -> tuple[Any, ...]:
@@ -126,7 +129,7 @@ class Study:
 
     @property
     def fields(self) -> list[str]:
-        """What varies, field by field, in the order of the config."""
+        """What varies, field by field."""
         return [field for field in self.labels if any(field in a.fields for a in self.axes)]
 
 
@@ -138,25 +141,26 @@ def compare(runs: Sequence[Run]) -> Study:
     """
     notes = {run.path: [_remark(run)] for run in runs}
     configs = {run.path: config_lib.flatten(run.config) for run in runs if run.config is not None}
-    first = next(iter(configs.values()), {})
-    varying = [field for field in first if len({c[field] for c in configs.values()}) > 1]
-    varying = [field for field in varying if field != _SEED]
+    first = _in_order(next(iter(configs.values()), {}))
+    varying = [
+        field
+        for field in first
+        if field != _SEED and len({config[field] for config in configs.values()}) > 1
+    ]
     members: dict[tuple[Any, ...], dict[int, Run]] = {}
     for run in sorted(runs, key=lambda run: run.state is not State.FINISHED):
-        if run.config is None:
-            continue
-        settings = tuple(configs[run.path][field] for field in varying)
-        same = members.setdefault(settings, {}).setdefault(run.config.seed, run)
-        if same is not run:
-            notes[run.path].append(f"not counted: same config and seed as {same.path}.")
+        if run.config is not None:
+            settings = tuple(configs[run.path][field] for field in varying)
+            same = members.setdefault(settings, {}).setdefault(run.config.seed, run)
+            if same is not run:
+                notes[run.path].append(f"not counted: same config and seed as {same.path}.")
     sizes = _Sizes()
     groups = []
     for settings in sorted(members, key=lambda values: [order(value) for value in values]):
-        of_seeds = [run for _, run in sorted(members[settings].items())]
-        size, problem = sizes.of(of_seeds)
-        if problem:
-            notes[of_seeds[0].path].append(problem)
-        groups.append(Group(dict(zip(varying, settings, strict=True)), of_seeds, size))
+        seeds = [run for _, run in sorted(members[settings].items())]
+        size, problem = sizes.of(seeds)
+        notes[seeds[0].path].append(problem)
+        groups.append(Group(dict(zip(varying, settings, strict=True)), seeds, size))
     labels = _labels(first)
     said = ((path, " ".join(filter(None, texts))) for path, texts in notes.items())
     return Study(
@@ -184,9 +188,13 @@ def show(value: Any) -> str:
 
 
 def _remark(run: Run) -> str:
-    if run.state is State.FINISHED:
-        return run.note
-    return f"{run.state.value}{' ' if run.note.startswith(('at ', 'before ')) else ': '}{run.note}"
+    return run.note if run.state is State.FINISHED else f"{run.state.value}: {run.note}"
+
+
+def _in_order(fields: Mapping[str, Any]) -> dict[str, Any]:
+    first = [f"model.{name}" for name in _FIRST]
+    names = sorted(fields, key=lambda n: (first.index(n) if n in first else len(first), n))
+    return {name: fields[name] for name in names}
 
 
 def _labels(fields: Iterable[str]) -> dict[str, str]:
@@ -206,8 +214,8 @@ def _axes(groups: Sequence[Group], varying: Sequence[str], labels: Mapping[str, 
     for fields in together.values():
         values = {tuple(group.settings[field] for field in fields) for group in groups}
         ordered = sorted(values, key=lambda value: [order(part) for part in value])
-        label = ", ".join(labels[field] for field in fields)
-        axes.append(Axis(tuple(fields), label, tuple(ordered)))
+        short = tuple(labels[field] for field in fields)
+        axes.append(Axis(tuple(fields), short, tuple(ordered)))
     return axes
 
 

@@ -10,18 +10,19 @@ from collections.abc import Iterator, Sequence
 import rich.box
 import rich.table
 
+from resflax.report.runs import State
 from resflax.report.study import Group, Statistic, Study, show
 
 LEGEND = (
-    "Mean ± standard deviation over the n finished runs, one for each seed. Error: of the test "
-    "images, after the last step and at each run's best evaluation. Parameters and multiply-adds "
+    "Mean ± standard deviation over the n finished runs, one for each seed. Error: top-1, of "
+    "the test images, after the last step and at each run's best evaluation. Parameters and multiply-adds "
     "(MACs): of the network, for one image. Seconds: of a whole run, all its starts."
 )
 
 _NUMBERS = (
     "n",
-    "final top-1 error, %",
-    "best top-1 error, %",
+    "final error, %",
+    "best error, %",
     "parameters",
     "MACs",
     "seconds",
@@ -53,14 +54,14 @@ def rows(study: Study) -> Iterator[list[str]]:
             _spread(group.final_error, 2),
             _spread(group.best_error, 2),
             *size,
-            _spread(group.seconds, 0),
+            _spread(group.seconds, 1),
         ]
 
 
 def summary(study: Study) -> str:
     """What was found, in one line: 'resnet50 on tfds: 3 runs of 1 configuration, 3 finished'."""
     states = collections.Counter(run.state for run in study.runs)
-    counts = (f"{n} {state.value}" for state in type(study.runs[0].state) if (n := states[state]))
+    counts = (f"{n} {state.value}" for state in State if (n := states[state]))
     runs, configurations = len(study.runs), len(study.groups)
     same = (str(study.common[f]) for f in ("model.name", "data.source") if f in study.common)
     return (
@@ -78,7 +79,11 @@ def terminal(study: Study) -> rich.table.Table:
     for number, heading in enumerate(headings(study)):
         is_text = number < _num_text(study)
         table.add_column(
-            heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+            heading,
+            justify="left" if is_text else "right",
+            overflow="fold",
+            min_width=len(heading),
+            no_wrap=not is_text,
         )
     for cells in rows(study):
         table.add_row(*(rich.markup.escape(cell) for cell in cells))
