@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(compared: study.Study, console: rich.console.Console) -> None:
+    console.print(table.summary(compared), style="bold", soft_wrap=True, markup=False)
     console.print(table.terminal(compared))
     console.print(table.LEGEND, style="dim", markup=False)
     for path, note in compared.notes:

@@ -32,7 +32,7 @@ def draw(study: Study, rows: Axis, columns: Axis) -> Figure | None:
     if np.isfinite(means).sum() < 2:
         return None
     width = figures.COLUMN if len(columns.values) <= 6 else figures.PAGE
-    height = max(1.6, 0.42 * len(rows.values) + 0.9)
+    height = max(1.75, 0.42 * len(rows.values) + 0.9)
     figure = Figure(figsize=(width, height), layout="constrained")
     panel = figure.subplots()
     image = panel.imshow(means, cmap="cividis", aspect="auto")

@@ -52,7 +52,7 @@ def draw(study: Study, axis: Axis | None) -> Iterator[Figure]:
 
 
 def _figure(panels: dict[str, list[Group]], axis: Axis | None) -> Figure:
-    columns = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 4
+    columns = _columns(len(panels))
     rows = -(-len(panels) // columns)
     width = figures.PAGE if columns > 2 else figures.COLUMN
     height = 2.3 if columns == 1 else 1.6
@@ -77,6 +77,13 @@ def _figure(panels: dict[str, list[Group]], axis: Axis | None) -> Figure:
     if axis is not None:
         axes_lib.legend(figure, axis, "-")
     return figure
+
+
+def _columns(panels: int) -> int:
+    """How many panels stand side by side: as many as fill the last row, where there is a choice."""
+    if panels <= 4:
+        return (1, 2, 3, 2)[panels - 1]
+    return 3 if panels % 4 and panels % 3 == 0 else 4
 
 
 def _panel(panel: Axes, groups: Sequence[Group], axis: Axis | None) -> None:

@@ -91,7 +91,8 @@ def read(path: pathlib.Path) -> Run:
         try:
             return reader(path) if (path / name).exists() else None
         except (OSError, ValueError) as error:
-            problems.append(_one_line(str(error).replace(f"{path}{os.sep}", "")))
+            text = _one_line(str(error).replace(f"{path}{os.sep}", ""))
+            problems.append(text if name in text else f"{name}: {text}")
             return None
 
     config = attempt(_config, workdir_lib.CONFIG)

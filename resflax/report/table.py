@@ -14,9 +14,14 @@ from resflax.report.runs import State
 from resflax.report.study import Group, Statistic, Study, show
 
 LEGEND = (
-    "Mean ± standard deviation over the n finished runs, one for each seed. Error: top-1, of "
-    "the test images, after the last step and at each run's best evaluation. Parameters and multiply-adds "
-    "(MACs): of the network, for one image. Seconds: of a whole run, all its starts."
+    "Mean ± standard deviation over the n finished runs, one for each seed. Error: top-1, of the "
+    "test images, after the last step and at each run's best evaluation. MACs: multiply-adds for "
+    "one image. Seconds: of a whole run, all its starts."
+)
+
+CAPTION = (
+    "Accuracy: after the last step. Bars and bands: one standard deviation over seeds, to either "
+    "side. Dashed curves: no run of the configuration has finished."
 )
 
 _NUMBERS = (
@@ -73,9 +78,7 @@ def summary(study: Study) -> str:
 
 def terminal(study: Study) -> rich.table.Table:
     """A table for rich's console."""
-    table = rich.table.Table(
-        box=rich.box.SIMPLE_HEAD, pad_edge=False, title=summary(study), title_justify="left"
-    )
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for number, heading in enumerate(headings(study)):
         is_text = number < _num_text(study)
         table.add_column(
@@ -104,6 +107,8 @@ def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
     lines += ["", LEGEND]
     if study.notes:
         lines += ["", *(f"- `{path}`: {_escape(note)}" for path, note in study.notes)]
+    if pictures:
+        lines += ["", CAPTION]
     for picture in pictures:
         lines += ["", f"![{_escape(picture.rpartition('/')[2])}](<{picture}>)"]
     return "\n".join(lines) + "\n"
@@ -124,6 +129,8 @@ def page(study: Study, pictures: Sequence[str] = ()) -> str:
         for path, note in study.notes:
             lines.append(f"<li><code>{html.escape(str(path))}</code>: {html.escape(note)}</li>")
         lines.append("</ul>")
+    if pictures:
+        lines.append(f"<p>{CAPTION}</p>")
     for picture in pictures:
         name = html.escape(picture.rpartition("/")[2])
         lines.append(f'<p><img src="{html.escape(picture)}" alt="{name}"></p>')
