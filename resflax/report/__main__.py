@@ -18,8 +18,8 @@ from resflax import command
 from resflax.report import plots, runs, study, table
 from resflax.workdir import write_atomically
 
-# Of the table where there is no terminal that would have one, characters.
-_PLAIN_WIDTH = 140
+# Wider than any table, characters.
+_WIDEST = 100_000
 
 _FORMATS = {"markdown": table.markdown, "html": table.page}
 
@@ -44,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only shapes are computed here, and the accelerators may be at work on the runs.
     jax.config.update("jax_platforms", "cpu")
     console = rich.console.Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
     try:
         compared = study.compare(runs.find(options.directories))
         _show(compared, console)
@@ -59,8 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show(compared: study.Study, console: rich.console.Console) -> None:
     console.print(table.summary(compared), style="bold", soft_wrap=True, markup=False)
-    console.print(table.terminal(compared))
-    console.print(table.LEGEND, style="dim", markup=False)
+    wide = table.terminal(compared)
+    needed = console.measure(wide, options=console.options.update(width=_WIDEST)).maximum
+    if not console.is_terminal:
+        console.width = needed
+    console.print(wide if needed <= console.width else table.narrow(compared))
+    console.print(table.LEGEND, style="dim", soft_wrap=not console.is_terminal, markup=False)
     for path, note in compared.notes:
         console.print(f"{path}: {note}", soft_wrap=True, markup=False)
 

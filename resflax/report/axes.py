@@ -64,7 +64,7 @@ def looks(axis: Axis) -> list[dict[str, Any]]:
     ]
 
 
-def legend(figure: Figure, axis: Axis, linestyle: str, note: str = "") -> None:
+def legend(figure: Figure, axis: Axis, linestyle: Any, note: str = "") -> None:
     """Makes a figure taller by a legend below the panels, where there are no lines to hide.
 
     Args:

@@ -40,7 +40,7 @@ def draw(study: Study, rows: Axis, columns: Axis) -> Figure | None:
     most = max(len(members) for line in cells for members in line)
     for i, j in np.ndindex(means.shape):
         text = _text(cells[i][j], most, single=len(study.axes) == 2)
-        _write(panel, image, i, j, means[i, j], text)
+        _write(panel, image, i, j, float(means[i, j]), text)
     _ticks(panel, rows, columns)
     bar = figure.colorbar(image, pad=0.02, aspect=12)
     label = "top-1 accuracy (%)"
@@ -84,7 +84,7 @@ def _text(members: Sequence[Group], most: int, *, single: bool) -> str:
 def _write(panel: Axes, image: AxesImage, i: int, j: int, value: float, text: str) -> None:
     if not text:
         return
-    red, green, blue, _ = image.cmap(image.norm(value))
+    red, green, blue, _ = image.to_rgba(np.array([value]))[0]
     is_light = 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
     panel.text(
         j,

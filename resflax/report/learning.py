@@ -58,12 +58,10 @@ def _figure(panels: dict[str, list[Group]], axis: Axis | None) -> Figure:
     height = 2.3 if columns == 1 else 1.6
     figure = Figure(figsize=(width, 0.2 + height * rows), layout="constrained")
     places = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for number, (place, (title, groups)) in enumerate(
-        itertools.zip_longest(places.flat, panels.items(), fillvalue=("", []))
-    ):
-        if not groups:
-            place.set_axis_off()
-            continue
+    for place in places.flat[len(panels) :]:
+        place.set_axis_off()
+    for number, (title, groups) in enumerate(panels.items()):
+        place = places.flat[number]
         _panel(place, groups, axis)
         characters = int(19 * width / columns)
         place.set_title(
@@ -91,7 +89,7 @@ def _panel(panel: Axes, groups: Sequence[Group], axis: Axis | None) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.yaxis.set_major_locator(MaxNLocator(5))
     for group in groups:
-        look = {"color": figures.COLOURS[0], "marker": "o"}
+        look: dict[str, Any] = {"color": figures.COLOURS[0], "marker": "o"}
         if axis is not None:
             look = axes_lib.looks(axis)[axis.values.index(axis.value(group))]
         epochs, means, stds = _curve(group.finished or group.runs)

@@ -3,7 +3,7 @@
 import itertools
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 
@@ -38,10 +38,11 @@ def draw(study: Study) -> Iterator[tuple[str, Figure]]:
     for axis in study.axes:
         if (figure := cost.draw(study, axis)) is not None:
             yield f"accuracy_by_{_slug(axis)}", figure
-    for axis in study.axes or [None]:
-        pages = list(learning.draw(study, axis))
+    lines: Sequence[Axis | None] = study.axes or (None,)
+    for line in lines:
+        pages = list(learning.draw(study, line))
         for number, figure in enumerate(pages, 1):
-            name = "curves" if axis is None else f"curves_by_{_slug(axis)}"
+            name = "curves" if line is None else f"curves_by_{_slug(line)}"
             yield f"{name}_{number}" if len(pages) > 1 else name, figure
     for rows, columns in itertools.combinations(study.axes, 2):
         if (figure := heat_map.draw(study, rows, columns)) is not None:

@@ -208,8 +208,8 @@ def _axes(groups: Sequence[Group], varying: Sequence[str], labels: Mapping[str, 
     """The fields, those in one whose values divide the groups in the same way."""
     together: dict[tuple[int, ...], list[str]] = {}
     for field in varying:
-        values = [group.settings[field] for group in groups]
-        together.setdefault(tuple(map(values.index, values)), []).append(field)
+        column = [group.settings[field] for group in groups]
+        together.setdefault(tuple(map(column.index, column)), []).append(field)
     axes = []
     for fields in together.values():
         values = {tuple(group.settings[field] for field in fields) for group in groups}

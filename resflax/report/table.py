@@ -5,9 +5,11 @@ import csv
 import html
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import rich.box
+import rich.markup
 import rich.table
 
 from resflax.report.runs import State
@@ -77,18 +79,28 @@ def summary(study: Study) -> str:
 
 
 def terminal(study: Study) -> rich.table.Table:
-    """A table for rich's console."""
+    """A table for rich's console, a column for each field."""
+    return _rich(headings(study), rows(study), _num_text(study))
+
+
+def narrow(study: Study) -> rich.table.Table:
+    """The same for a narrow console: the fields in one column, and cells of several lines."""
+    text = _num_text(study)
+    name, *numbers = ", ".join(headings(study)[:text]), *headings(study)[text:]
+    cells = ([", ".join(row[:text]), *row[text:]] for row in rows(study))
+    return _rich([name, *numbers], cells, 1)
+
+
+def _rich(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], num_text: int
+) -> rich.table.Table:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for number, heading in enumerate(headings(study)):
-        is_text = number < _num_text(study)
-        table.add_column(
-            heading,
-            justify="left" if is_text else "right",
-            overflow="fold",
-            min_width=len(heading),
-            no_wrap=not is_text,
-        )
-    for cells in rows(study):
+    for place, heading in enumerate(headings):
+        justify: Literal["left", "right"] = "left" if place < num_text else "right"
+        # A word of a heading stays whole; numbers are narrower where they must be.
+        least = max(map(len, heading.split())) if place < num_text else None
+        table.add_column(heading, justify=justify, overflow="fold", min_width=least)
+    for cells in rows:
         table.add_row(*(rich.markup.escape(cell) for cell in cells))
     return table
 
