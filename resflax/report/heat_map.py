@@ -13,9 +13,16 @@ from resflax import figures
 from resflax.report import axes as axes_lib
 from resflax.report.study import Axis, Group, Study
 
+# Of the names of values, inches: a character, a row's longest line, and a cell that has room for
+# a number. Beside the cells, there are the colour bar and the labels of the axes.
+_CHARACTER, _NAME, _CELL, _AROUND = 0.055, 0.95, 0.42, 1.15
 
-def draw(study: Study, rows: Axis, columns: Axis) -> Figure | None:
-    """A figure with a cell for each pair of values.
+# Characters of a line of such a name.
+_LINE = int(_NAME / _CHARACTER)
+
+
+def draw(study: Study, first: Axis, second: Axis) -> Figure | None:
+    """A figure with a cell for each pair of values; the axis with the longer names has the rows.
 
     Where nothing else varies, a cell has the mean and the standard deviation over seeds; else the
     mean of the configurations' means, and how many there were where that is not all. Cells without
@@ -24,6 +31,7 @@ def draw(study: Study, rows: Axis, columns: Axis) -> Figure | None:
     Returns:
       The figure; None if fewer than two cells have a number.
     """
+    rows, columns = sorted((first, second), key=_longest, reverse=True)
     cells = [
         [_members(study, rows, row, columns, column) for column in columns.values]
         for row in rows.values
@@ -31,8 +39,13 @@ def draw(study: Study, rows: Axis, columns: Axis) -> Figure | None:
     means = np.array([[_mean(members) for members in line] for line in cells])
     if np.isfinite(means).sum() < 2:
         return None
-    width = figures.COLUMN if len(columns.values) <= 6 else figures.PAGE
-    height = max(1.75, 0.42 * len(rows.values) + 0.9)
+    beside = _AROUND + _CHARACTER * min(_LINE, _longest(rows))
+    fits = _CELL * len(columns.values) <= figures.COLUMN - beside
+    width = figures.COLUMN if fits else figures.PAGE
+    per_cell = int((width - beside) / len(columns.values) / _CHARACTER)
+    upright = _longest(columns) > per_cell
+    below = 0.9 + upright * _CHARACTER * min(_LINE, _longest(columns))
+    height = max(1.75, _CELL * len(rows.values) + below)
     figure = Figure(figsize=(width, height), layout="constrained")
     panel = figure.subplots()
     image = panel.imshow(means, cmap="cividis", aspect="auto")
@@ -41,7 +54,7 @@ def draw(study: Study, rows: Axis, columns: Axis) -> Figure | None:
     for i, j in np.ndindex(means.shape):
         text = _text(cells[i][j], most, single=len(study.axes) == 2)
         _write(panel, image, i, j, float(means[i, j]), text)
-    _ticks(panel, rows, columns)
+    _ticks(panel, rows, columns, upright=upright)
     bar = figure.colorbar(image, pad=0.02, aspect=12)
     label = "top-1 accuracy (%)"
     if len(study.axes) > 2:
@@ -97,22 +110,21 @@ def _write(panel: Axes, image: AxesImage, i: int, j: int, value: float, text: st
     )
 
 
-def _ticks(panel: Axes, rows: Axis, columns: Axis) -> None:
+def _longest(axis: Axis) -> int:
+    """Characters of the longest name of a value."""
+    return max(len(axes_lib.name(value)) for value in axis.values)
+
+
+def _names(axis: Axis) -> list[str]:
+    return [textwrap.fill(axes_lib.name(value), _LINE) for value in axis.values]
+
+
+def _ticks(panel: Axes, rows: Axis, columns: Axis, *, upright: bool) -> None:
     figures.style(panel)
     panel.grid(visible=False)
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0)
-    names = [axes_lib.name(value) for value in columns.values]
-    crowded = sum(map(len, names)) > 36
-    panel.set_xticks(
-        range(len(names)),
-        names,
-        rotation=30 if crowded else 0,
-        ha="right" if crowded else "center",
-        rotation_mode="anchor",
-    )
-    panel.set_yticks(
-        range(len(rows.values)), [textwrap.fill(axes_lib.name(v), 16) for v in rows.values]
-    )
+    panel.set_xticks(range(len(columns.values)), _names(columns), rotation=90 * upright)
+    panel.set_yticks(range(len(rows.values)), _names(rows))
     panel.set_xlabel(axes_lib.title(columns))
     panel.set_ylabel(axes_lib.title(rows))

@@ -78,10 +78,10 @@ def _figure(panels: dict[str, list[Group]], axis: Axis | None) -> Figure:
 
 
 def _columns(panels: int) -> int:
-    """How many panels stand side by side: as many as fill the last row, where there is a choice."""
+    """How many panels stand side by side, so that the last row is as full as can be."""
     if panels <= 4:
         return (1, 2, 3, 2)[panels - 1]
-    return 3 if panels % 4 and panels % 3 == 0 else 4
+    return min(4, 3, key=lambda columns: -panels % columns)
 
 
 def _panel(panel: Axes, groups: Sequence[Group], axis: Axis | None) -> None:

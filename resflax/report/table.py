@@ -97,9 +97,7 @@ def _rich(
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for place, heading in enumerate(headings):
         justify: Literal["left", "right"] = "left" if place < num_text else "right"
-        # A word of a heading stays whole; numbers are narrower where they must be.
-        least = max(map(len, heading.split())) if place < num_text else None
-        table.add_column(heading, justify=justify, overflow="fold", min_width=least)
+        table.add_column(heading, justify=justify, overflow="fold")
     for cells in rows:
         table.add_row(*(rich.markup.escape(cell) for cell in cells))
     return table
