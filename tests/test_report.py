@@ -1,6 +1,8 @@
 """Tests of the report: real small runs, and directories as runs that were stopped leave them."""
 
 import csv
+import io
+import itertools
 import json
 import math
 import os
@@ -12,6 +14,8 @@ import sys
 
 import matplotlib.image
 import pytest
+import rich.console
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small import config as small_config
 
 from resflax import config as config_lib
@@ -365,6 +369,29 @@ def test_a_cell_tells_of_the_configurations_that_it_lacks(make, tmp_path):
         "71.00",
         "71.00",
     ]
+
+
+def test_long_names_and_numbers_do_not_overlap(make, tmp_path):
+    for number in range(9):
+        for unit in ("original", "full_preact", "relu_before_addition"):
+            name = f"{number}{unit}"
+            make(name, 0.5 + number / 100, optim__clip_norm=number / 8, model__unit=unit)
+    figure = figures(tmp_path)["heat_map_unit_clip_norm"]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    panel = figure.axes[0]
+    texts = [*panel.texts, *panel.get_xticklabels(), *panel.get_yticklabels()]
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    assert len(boxes) == 27 + 9 + 3
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_narrow_terminal_loses_nothing(make, tmp_path):
+    small_sweep(make)
+    text = io.StringIO()
+    rich.console.Console(file=text, width=48).print(table.narrow(compare(tmp_path)))
+    for part in ("depth,", "shortcut", "20, B", "71.00", "29.00", "60.0", "± 1.41", "MACs"):
+        assert part in text.getvalue()
 
 
 def test_many_panels_go_on_a_second_figure(make, tmp_path):

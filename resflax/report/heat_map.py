@@ -13,16 +13,16 @@ from resflax import figures
 from resflax.report import axes as axes_lib
 from resflax.report.study import Axis, Group, Study
 
-# Of the names of values, inches: a character, a row's longest line, and a cell that has room for
-# a number. Beside the cells, there are the colour bar and the labels of the axes.
-_CHARACTER, _NAME, _CELL, _AROUND = 0.055, 0.95, 0.42, 1.15
+# Inches: a character of the names of values, a cell that has room for a number, and what stands
+# beside the cells, the colour bar and the labels of the axes.
+_CHARACTER, _CELL, _AROUND = 0.055, 0.42, 1.15
 
-# Characters of a line of such a name.
-_LINE = int(_NAME / _CHARACTER)
+# Characters of a line of such a name, and of one that is short enough for a column.
+_LINE, _SHORT = 25, 8
 
 
 def draw(study: Study, first: Axis, second: Axis) -> Figure | None:
-    """A figure with a cell for each pair of values; the axis with the longer names has the rows.
+    """A figure with a cell for each pair of values; long names are those of rows.
 
     Where nothing else varies, a cell has the mean and the standard deviation over seeds; else the
     mean of the configurations' means, and how many there were where that is not all. Cells without
@@ -31,7 +31,8 @@ def draw(study: Study, first: Axis, second: Axis) -> Figure | None:
     Returns:
       The figure; None if fewer than two cells have a number.
     """
-    rows, columns = sorted((first, second), key=_longest, reverse=True)
+    swap = _longest(second) > max(_SHORT, _longest(first))
+    rows, columns = (second, first) if swap else (first, second)
     cells = [
         [_members(study, rows, row, columns, column) for column in columns.values]
         for row in rows.values
@@ -39,14 +40,7 @@ def draw(study: Study, first: Axis, second: Axis) -> Figure | None:
     means = np.array([[_mean(members) for members in line] for line in cells])
     if np.isfinite(means).sum() < 2:
         return None
-    beside = _AROUND + _CHARACTER * min(_LINE, _longest(rows))
-    fits = _CELL * len(columns.values) <= figures.COLUMN - beside
-    width = figures.COLUMN if fits else figures.PAGE
-    per_cell = int((width - beside) / len(columns.values) / _CHARACTER)
-    upright = _longest(columns) > per_cell
-    below = 0.9 + upright * _CHARACTER * min(_LINE, _longest(columns))
-    height = max(1.75, _CELL * len(rows.values) + below)
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure, upright = _figure(rows, columns)
     panel = figure.subplots()
     image = panel.imshow(means, cmap="cividis", aspect="auto")
     panel.patch.set(hatch="////", facecolor="white", edgecolor="#BBBBBB")
@@ -55,14 +49,30 @@ def draw(study: Study, first: Axis, second: Axis) -> Figure | None:
         text = _text(cells[i][j], most, single=len(study.axes) == 2)
         _write(panel, image, i, j, float(means[i, j]), text)
     _ticks(panel, rows, columns, upright=upright)
-    bar = figure.colorbar(image, pad=0.02, aspect=12)
     label = "top-1 accuracy (%)"
     if len(study.axes) > 2:
         label += f",\nmean of {most} configurations"
+    _colour_bar(figure, image, label)
+    return figure
+
+
+def _figure(rows: Axis, columns: Axis) -> tuple[Figure, bool]:
+    """A figure with room for names and numbers, and whether the columns' names stand upright."""
+    beside = _AROUND + _CHARACTER * min(_LINE, _longest(rows))
+    fits = _CELL * len(columns.values) <= figures.COLUMN - beside
+    width = figures.COLUMN if fits else figures.PAGE
+    per_cell = int((width - beside) / len(columns.values) / _CHARACTER)
+    upright = _longest(columns) > per_cell
+    below = 0.9 + upright * _CHARACTER * min(_LINE, _longest(columns))
+    height = max(1.75, _CELL * len(rows.values) + below)
+    return Figure(figsize=(width, height), layout="constrained"), upright
+
+
+def _colour_bar(figure: Figure, image: AxesImage, label: str) -> None:
+    bar = figure.colorbar(image, pad=0.02, aspect=8 * figure.get_figheight())
     bar.set_label(label, fontsize=figures.FONT, color=figures.INK)
     bar.ax.tick_params(labelsize=figures.FONT - 1, color=figures.INK, labelcolor=figures.INK)
     bar.outline.set_visible(False)
-    return figure
 
 
 def _members(
