@@ -18,9 +18,6 @@ from resflax import command
 from resflax.report import plots, runs, study, table
 from resflax.workdir import write_atomically
 
-# Wider than any table, characters.
-_WIDEST = 100_000
-
 _FORMATS = {"markdown": table.markdown, "html": table.page}
 
 
@@ -57,11 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show(compared: study.Study, console: rich.console.Console) -> None:
     console.print(table.summary(compared), style="bold", soft_wrap=True, markup=False)
-    wide = table.terminal(compared)
-    needed = console.measure(wide, options=console.options.update(width=_WIDEST)).maximum
-    if not console.is_terminal:
-        console.width = needed
-    console.print(wide if needed <= console.width else table.narrow(compared))
+    table.show(compared, console)
     console.print(table.LEGEND, style="dim", soft_wrap=not console.is_terminal, markup=False)
     for path, note in compared.notes:
         console.print(f"{path}: {note}", soft_wrap=True, markup=False)

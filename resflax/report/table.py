@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import rich.box
+import rich.console
 import rich.markup
 import rich.table
 
 from resflax.report.runs import State
-from resflax.report.study import Group, Statistic, Study, show
+from resflax.report.study import Group, Statistic, Study
+from resflax.report.study import show as text_of
 
 LEGEND = (
     "Mean ± standard deviation over the n finished runs, one for each seed. Error: top-1, of the "
@@ -25,6 +27,9 @@ CAPTION = (
     "Accuracy: after the last step. Bars and bands: one standard deviation over seeds, to either "
     "side. Dashed curves: no run of the configuration has finished."
 )
+
+# Wider than any table, characters.
+_WIDEST = 100_000
 
 _NUMBERS = (
     "n",
@@ -51,7 +56,7 @@ def headings(study: Study) -> list[str]:
 def rows(study: Study) -> Iterator[list[str]]:
     """The cells of each configuration, as text."""
     for group in study.groups:
-        settings = [show(group.settings[field]) for field in study.fields]
+        settings = [text_of(group.settings[field]) for field in study.fields]
         size = (
             ["", ""] if group.size is None else [f"{group.size.params:,}", f"{group.size.macs:,}"]
         )
@@ -78,17 +83,23 @@ def summary(study: Study) -> str:
     )
 
 
-def terminal(study: Study) -> rich.table.Table:
-    """A table for rich's console, a column for each field."""
-    return _rich(headings(study), rows(study), _num_text(study))
+def show(study: Study, console: rich.console.Console) -> None:
+    """Prints the table, and cuts nothing off.
 
-
-def narrow(study: Study) -> rich.table.Table:
-    """The same for a narrow console: the fields in one column, and cells of several lines."""
+    A narrow terminal gets the fields in one column, and cells of several lines; where those do not
+    fit either, it breaks the lines itself.
+    """
     text = _num_text(study)
-    name, *numbers = ", ".join(headings(study)[:text]), *headings(study)[text:]
-    cells = ([", ".join(row[:text]), *row[text:]] for row in rows(study))
-    return _rich([name, *numbers], cells, 1)
+    table = _rich(headings(study), rows(study), text)
+    widest = console.options.update(width=_WIDEST)
+    if console.is_terminal and console.measure(table, options=widest).maximum > console.width:
+        heading, *numbers = ", ".join(headings(study)[:text]), *headings(study)[text:]
+        cells = ([", ".join(row[:text]), *row[text:]] for row in rows(study))
+        table = _rich([heading, *numbers], cells, 1)
+    needed = console.measure(table, options=widest)
+    width = needed.minimum if console.is_terminal else needed.maximum
+    console.width = max(console.width, width)
+    console.print(table)
 
 
 def _rich(
@@ -155,7 +166,7 @@ def comma_separated(study: Study) -> str:
     names = [f"{name}_{part}" for name in spreads for part in ("mean", "std")]
     writer.writerow([*(study.fields or ["model.name"]), "runs", "n", *names, "params", "macs"])
     for group in study.groups:
-        settings = [show(group.settings[field]) for field in study.fields]
+        settings = [text_of(group.settings[field]) for field in study.fields]
         numbers: list[float | str | None] = []
         for statistic in (group.final_error, group.best_error, group.seconds):
             numbers += [None, None] if statistic is None else [statistic.mean, statistic.std]
