@@ -14,7 +14,7 @@ from resflax import workdir as workdir_lib
 # What an executor leaves in a run's directory: all that the run printed, and, until it starts
 # again, the last error of a run that failed, in one line.
 LOG = "log.txt"
-ERROR = "error.txt"
+ERROR = workdir_lib.ERROR
 
 # How the line begins that says what went wrong: ours, or the end of a traceback. It need not be the
 # last one: jax and C++ libraries add theirs.

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,16 +9,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-# Okabe-Ito colours: distinct under the common forms of colour blindness and in grey.
-_TRAIN = "#0072B2"
-_EVAL = "#D55E00"
-_RATE = "#009E73"
-_INK = "#333333"
-_FONT = 8  # points
+from resflax import figures
+from resflax.figures import FONT, INK
+
+_TRAIN, _EVAL, _RATE = figures.COLOURS[:3]
 _LOG_DECADES = 1.5  # a wider range of losses gets a logarithmic axis
 _MAX_MARKERS = 40  # more evaluations than this would merge into a band
 
@@ -77,14 +73,7 @@ def plot_curves(metrics: Metrics, path: pathlib.Path, *, title: str = "") -> Non
     """
     if not metrics:
         raise ValueError("no metrics to plot")
-    figure = _draw(metrics, title)
-    # The process id keeps two writers apart; the name keeps the umask's permissions.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=300, facecolor="white")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    figures.save(_draw(metrics, title), path)
 
 
 def _parse(text: str) -> dict[str, float]:
@@ -124,7 +113,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _draw(metrics: Metrics, title: str) -> Figure:
-    figure = Figure(figsize=(3.5, 4.9), layout="constrained")  # inches; one column of a page
+    figure = Figure(figsize=(figures.COLUMN, 4.9), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.5))
     for axis, panel in zip(axes, (_loss_panel, _accuracy_panel, _rate_panel), strict=True):
         panel(axis, metrics)
@@ -132,20 +121,16 @@ def _draw(metrics: Metrics, title: str) -> Figure:
     last = max(line["epoch"] for line in metrics) or 1.0
     axes[2].set_xlim(-0.02 * last, 1.03 * last)  # room for a marker at either end
     axes[2].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes[2].set_xlabel("epoch", fontsize=_FONT, color=_INK)
+    axes[2].set_xlabel("epoch", fontsize=FONT, color=INK)
     figure.align_ylabels(axes)
     if title:
         text = textwrap.fill(title, 44)
-        figure.suptitle(text, fontsize=_FONT + 1, weight="bold", color=_INK, parse_math=False)
+        figure.suptitle(text, fontsize=FONT + 1, weight="bold", color=INK, parse_math=False)
     return figure
 
 
 def _style(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set(color=_INK, linewidth=0.6)
-    axis.tick_params(labelsize=_FONT - 1, color=_INK, labelcolor=_INK, width=0.6, length=2.5)
-    axis.grid(color="#E3E3E3", linewidth=0.5)
-    axis.yaxis.label.set(fontsize=_FONT, color=_INK)
+    figures.style(axis)
     if axis.get_legend_handles_labels()[0]:
         # Above the panel: inside it, no corner is free of lines in every run.
         axis.legend(
@@ -155,8 +140,8 @@ def _style(axis: Axes) -> None:
             ncols=2,
             frameon=False,
             columnspacing=1.2,
-            fontsize=_FONT - 1,
-            labelcolor=_INK,
+            fontsize=FONT - 1,
+            labelcolor=INK,
             handlelength=1.6,
         )
 

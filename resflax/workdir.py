@@ -20,6 +20,7 @@ CHECKPOINTS = "checkpoints"
 EVENTS = "tensorboard"
 RESULT = "result.json"
 BAD_FILES = "bad_files.txt"
+ERROR = "error.txt"  # of a launcher: the last line of a run that failed; gone when it starts again
 
 
 class WorkdirError(ValueError):
@@ -127,5 +128,5 @@ def read_description(workdir: pathlib.Path) -> Description:
             k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
         }
         return Description(**fields)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WorkdirError(f"{workdir / DATASET} cannot be read: {error}.") from None

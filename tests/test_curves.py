@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from resflax import curves
+from resflax import curves, figures
 
 
 def _train(step, loss=0.5, rate=0.1, **extra):
@@ -125,7 +125,7 @@ def test_plot_leaves_the_old_picture_when_writing_fails(tmp_path, monkeypatch):
 
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
-    monkeypatch.setattr(curves.FigureCanvasAgg, "print_figure", fail)
+    monkeypatch.setattr(figures.FigureCanvasAgg, "print_figure", fail)
     with pytest.raises(OSError, match="disk full"):
         curves.plot_curves(_run(), path)
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [

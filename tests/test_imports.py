@@ -21,7 +21,8 @@ ARROWS = {
     "steps": {"metrics", "train_state"},
     "parallel": set(),
     "optimizers": set(),
-    "curves": set(),
+    "figures": set(),
+    "curves": {"figures"},
     "data": set(),
     "config": {"data", "models", "parallel"},
     "workdir": {"config", "data"},
@@ -38,11 +39,13 @@ ARROWS = {
         "writers",
     },
     "interop": {"models"},
+    "report": {"config", "curves", "data", "figures", "models", "workdir"},
     "bench": {"data", "interop", "models", "ops", "runtime", "steps", "train_state"},
     "command": set(),
     "main": {"command", "processes", "progress", "runtime", "train"},
     # What is run of a package stands above it.
     "data.__main__": {"command", "data", "runtime"},
+    "report.__main__": {"command", "report", "workdir"},
     "__init__": {"checkpoint", "interop", "models"},
 }  # fmt: skip
 

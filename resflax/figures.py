@@ -1,0 +1,44 @@
+"""How the figures look: colours, type and axes, and how a figure becomes a file."""
+
+import os
+import pathlib
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe-Ito colours, the yellow left out, which white paper swallows: distinct under the common
+# forms of colour blindness and in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK = "#333333"
+FONT = 8  # points
+COLUMN, PAGE = 3.5, 7.0  # widths of a figure in one column of a page and in both, inches
+
+
+def style(axes: Axes) -> None:
+    """Gives one panel the look of them all."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set(color=INK, linewidth=0.6)
+    axes.tick_params(labelsize=FONT - 1, color=INK, labelcolor=INK, width=0.6, length=2.5)
+    axes.grid(color="#E3E3E3", linewidth=0.5)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(fontsize=FONT, color=INK)
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a PNG of 300 dots an inch, whole or not at all: beside `path`, and then renamed.
+
+    Args:
+      figure: what to write.
+      path: the file to write or replace; its folder exists.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    # The process id keeps two writers apart; the name keeps the umask's permissions.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=300, facecolor="white")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What came out of many runs: `python -m resflax.report DIR...`."""

@@ -1,0 +1,221 @@
+"""Finds the runs under directories, and reads of each what its files tell, whole or damaged."""
+
+import dataclasses
+import enum
+import itertools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+
+from resflax import config as config_lib
+from resflax import curves
+from resflax import workdir as workdir_lib
+from resflax.data.sources import Description
+from resflax.models import Count, count
+
+# A directory with one of these is a run, or what is left of one.
+_MARKS = {workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.ERROR}
+
+# Of a result, those that are shares of the test images.
+_SHARES = ("eval/top1", "best/top1")
+
+
+class State(enum.Enum):
+    """How far a run came."""
+
+    FINISHED = "finished"
+    UNFINISHED = "running or interrupted"  # the files of both look the same
+    FAILED = "failed"
+    DAMAGED = "damaged"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run, as its directory shows it.
+
+    Attributes:
+      path: of the directory, as it was found.
+      state: how far it came.
+      note: what is to be said of it; "": nothing.
+      config: None if there is none that can be read.
+      description: of its data set; None likewise.
+      metrics: see resflax.curves.read_metrics; () if it cannot be read.
+      result: of a finished run, see resflax.train; else empty.
+      seconds: that it took, with its earlier starts.
+    """
+
+    path: pathlib.Path
+    state: State
+    note: str = ""
+    config: ml_collections.ConfigDict | None = None
+    description: Description | None = None
+    metrics: curves.Metrics = ()
+    result: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def find(directories: Sequence[pathlib.Path]) -> list[Run]:
+    """The runs in directories and in what is under them, each once, in the order of their paths.
+
+    Raises:
+      ValueError: if one of the directories is none, or there is no run in it.
+    """
+    seen: set[str] = set()
+    found: list[pathlib.Path] = []
+    for directory in directories:
+        if not directory.is_dir():
+            raise ValueError(f"{directory} is not a directory; name one that holds runs.")
+        here = list(_walk(directory))
+        if not here:
+            raise ValueError(
+                f"{directory} holds no run: neither it nor a directory under it has a "
+                f"{workdir_lib.CONFIG}."
+            )
+        for path in here:
+            if (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                found.append(path)
+    return [read(path) for path in found]
+
+
+def read(path: pathlib.Path) -> Run:
+    """What a run's directory tells; nothing in it raises an error."""
+    problems: list[str] = []
+
+    def attempt(reader: Callable[[pathlib.Path], Any], name: str) -> Any:
+        try:
+            return reader(path) if (path / name).exists() else None
+        except (OSError, ValueError) as error:
+            text = _one_line(str(error).replace(f"{path}{os.sep}", ""))
+            problems.append(text if name in text else f"{name}: {text}")
+            return None
+
+    config = attempt(_config, workdir_lib.CONFIG)
+    metrics = attempt(_metrics, workdir_lib.METRICS) or ()
+    result = attempt(_result, workdir_lib.RESULT)
+    error = attempt(_error, workdir_lib.ERROR)
+    damaged = bool(problems)
+    description = attempt(workdir_lib.read_description, workdir_lib.DATASET)
+    run = Run(path, State.FINISHED, "", config, description, metrics)
+    if config is None and not problems and not error:
+        problems.append(f"{workdir_lib.CONFIG} is missing.")
+    if config is not None and result is not None:
+        infinite = [name for name, value in result.items() if not math.isfinite(value)]
+        if infinite:
+            return _with(run, State.FAILED, f"{infinite[0]} is {result[infinite[0]]}.", *problems)
+        if description is None and not problems:
+            problems.append(f"{workdir_lib.DATASET} is missing.")
+        seconds = _earlier_seconds(metrics, result["seconds"])
+        run = dataclasses.replace(run, result=result, seconds=seconds)
+        return _with(run, State.FINISHED, *problems)
+    if error:
+        return _with(run, State.FAILED, error, *problems)
+    if config is None or damaged:
+        return _with(run, State.DAMAGED, *problems)
+    return _with(run, *_progress(config, metrics), *problems)
+
+
+def size(run: Run) -> Count:
+    """Parameters and multiply-adds of a run's network for an image of its data set.
+
+    Raises:
+      ValueError: if its config and data set cannot be those of a network.
+    """
+    if run.config is None or run.description is None:
+        raise ValueError(f"{workdir_lib.CONFIG} and {workdir_lib.DATASET} cannot be read.")
+    try:
+        model = config_lib.build_model(run.config, run.description.num_classes)
+        return count(model, run.description.image_shape)
+    except (ValueError, TypeError) as error:  # of the shapes in a damaged file, jax raises either
+        raise ValueError(f"the network cannot be counted: {_one_line(str(error))}") from None
+
+
+def _walk(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The runs of a directory; what is under a run belongs to it."""
+    visited: set[str] = set()
+    for root, folders, files in os.walk(directory, followlinks=True):
+        # A link to a directory above leads here again.
+        real = os.path.realpath(root)
+        if real in visited or _MARKS & set(files):
+            folders.clear()
+        folders.sort()
+        if real not in visited and _MARKS & set(files):
+            yield pathlib.Path(root)
+        visited.add(real)
+
+
+def _with(run: Run, state: State, *notes: str) -> Run:
+    return dataclasses.replace(run, state=state, note=" ".join(filter(None, notes)))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _config(path: pathlib.Path) -> ml_collections.ConfigDict:
+    config = workdir_lib.read_config(path)
+    for field, value in config_lib.flatten(config).items():
+        try:
+            hash(value)  # as comparing runs does
+        except TypeError:
+            raise ValueError(f"{workdir_lib.CONFIG}: {field} cannot be {value!r}.") from None
+    return config
+
+
+def _metrics(path: pathlib.Path) -> list[dict[str, float]]:
+    return curves.read_metrics(path / workdir_lib.METRICS)
+
+
+def _error(path: pathlib.Path) -> str:
+    text = (path / workdir_lib.ERROR).read_text(encoding="utf-8", errors="replace")
+    lines = text.strip().splitlines()
+    return _one_line(lines[-1]) if lines else "nobody noted why."
+
+
+def _result(path: pathlib.Path) -> dict[str, float]:
+    """The numbers of result.json, which may be infinite.
+
+    Raises:
+      ValueError: if it is not the result of a run.
+    """
+    try:
+        result = json.loads((path / workdir_lib.RESULT).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{workdir_lib.RESULT} cannot be read: {error}.") from None
+    if not isinstance(result, dict):
+        raise ValueError(f"{workdir_lib.RESULT} is not the result of a run.")
+    for name in (*_SHARES, "seconds"):
+        if type(result.get(name)) not in (int, float):
+            raise ValueError(f"{workdir_lib.RESULT} has no number {name}.")
+    for name in _SHARES:
+        if result[name] < 0 or result[name] > 1:
+            raise ValueError(f"{workdir_lib.RESULT}: {name} {result[name]} is not from 0 to 1.")
+    return {name: value for name, value in result.items() if type(value) in (int, float)}
+
+
+def _earlier_seconds(metrics: curves.Metrics, seconds: float) -> float:
+    """Seconds of all starts of a run whose last one took `seconds`.
+
+    The metrics have the time since a start; where it runs back, there was another one.
+    """
+    times = [line.get("time", 0.0) for line in metrics]
+    ends = [before for before, after in itertools.pairwise(times) if after < before]
+    # A start that found the run complete notes the seconds of that.
+    return sum(ends) + max(seconds, times[-1] if times else 0.0)
+
+
+def _progress(config: ml_collections.ConfigDict, metrics: curves.Metrics) -> tuple[State, str]:
+    """How far a run without a result came."""
+    if not metrics:
+        return State.UNFINISHED, "no metrics yet."
+    last = metrics[-1]
+    where = f"step {last['step']}, epoch {last['epoch']:g} of {config.train.epochs:g}."
+    for name, value in last.items():
+        if not math.isfinite(value):
+            return State.FAILED, f"{name} is {value} at {where}"
+    return State.UNFINISHED, where
