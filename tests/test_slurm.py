@@ -214,15 +214,14 @@ def resumed(run):
 
 
 def release(run_id, restarts):
-    """A requeued task waits for two minutes, unless it is told not to once it has ended."""
+    """A requeued task waits for two minutes, unless it is told another time.
+
+    SLURM does not start it in the second in which it ended: it has just revoked its credential.
+    """
     wait_for(lambda: f"Restarts={restarts}" in ask("scontrol", "show", "job", run_id))
     wait_for(lambda: f"{run_id} PENDING" in queue())
-
-    def begun():
-        ask("scontrol", "update", f"jobid={run_id}", "starttime=now")
-        return f"{run_id} PENDING" not in queue()
-
-    wait_for(begun)
+    ask("scontrol", "update", f"jobid={run_id}", "starttime=now+5")
+    wait_for(lambda: f"{run_id} PENDING" not in queue())
 
 
 LONG = "--config.train.epochs=30"
