@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import os
 import signal
@@ -168,7 +169,8 @@ class _Pool:
         now = status.read(run)
         if attempt.process.returncode or now.state is not State.DONE:
             now = dataclasses.replace(now, state=State.FAILED, error=attempt.error())
-            (run.workdir / status.ERROR).write_text(now.error + "\n")
+            with contextlib.suppress(OSError):  # a full disk, which the others may survive
+                (run.workdir / status.ERROR).write_text(now.error + "\n")
         self.statuses[run.name] = now
 
     def _set(self, run: Run, **changes: Any) -> None:

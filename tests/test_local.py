@@ -46,6 +46,7 @@ def start(*arguments, script="", processes=2, devices=1):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=0,  # as a shell's job
     )
 
 
@@ -106,7 +107,7 @@ print(count, "received", file=sys.stderr, flush=True)
 """
     process = start(script=script.format(name=number.name))
     assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal's Ctrl-C
     code, _, errors = finish(process)
     assert code == 0
     assert sorted(errors.splitlines()) == ["[0] 1 received", "[1] 1 received"]

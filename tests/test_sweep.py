@@ -51,12 +51,17 @@ def start(config, workdir, *options):
 
 
 def finish(process):
-    output, errors = process.communicate(timeout=180)
+    try:
+        output, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it stops its runs
+        process.communicate()
+        raise
     return process.returncode, output, errors
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert path.exists()
