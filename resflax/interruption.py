@@ -42,6 +42,9 @@ def deferred() -> Iterator[Callable[[int], None]]:
             # About each number, since jax chooses one that no process has come to yet.
             numbers = range(first, step + 1)
             reached = any(multihost_utils.reached_preemption_sync_point(n) for n in numbers)
+            if reached:
+                # Who leaves while another still compiles its first step would be taken for dead.
+                multihost_utils.sync_global_devices("stop")
         if reached:
             raise KeyboardInterrupt
 

@@ -24,8 +24,8 @@ FLAGS = (
     "--config.train.epochs=10",
     "--config.eval.every_epochs=10",
     "--config.checkpoint.every_epochs=10",
-    # A small rate: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
-    "--config.optim.lr=0.02",
+    # Smooth: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
+    "--config.model.act=silu",
 )
 # More steps than a test waits for, a checkpoint every two.
 ENDLESS = ("--config.train.epochs=10000",)
