@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--executor", choices=EXECUTORS, default="local", help="where they run; default: local"
     )
     name = choice.parse_known_args(argv)[0].executor
-    executor = importlib.import_module(EXECUTORS[name])
+    try:
+        executor = importlib.import_module(EXECUTORS[name])
+    except ModuleNotFoundError as error:
+        command.fail(f'--executor {name} needs {error.name}: pip install "resflax[{name}]".')
     parser = _parser(choice)
     executor.add_arguments(parser.add_argument_group(f"--executor {name}"))
     options = parser.parse_args(argv)

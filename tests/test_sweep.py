@@ -161,6 +161,7 @@ def stop(config, workdir, number, step):
     return (workdir / "lr=0.1/log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on(config, tmp_path):
     assert "resumed" not in stop(config, tmp_path, signal.SIGINT, step=2)
     done = max(int(path.name) for path in (tmp_path / "lr=0.1/checkpoints").glob("[0-9]*"))
