@@ -82,7 +82,7 @@ def test_beside_tensorflow(tmp_path, capsys):
     file = tmp_path / "pipeline.json"
     assert pipeline.main([*SMALL, "--peer", "tf.data", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["measurements"]
-    assert [row["form"] for row in rows] == ["", "tuned", "2 threads"]
+    assert [row["form"] for row in rows] == ["", "tuned", "2 threads", "2 threads, antialiased"]
     assert all(row["ratio"]["lower"] <= row["ratio"]["median"] for row in rows[1:])
     assert "tf.data tuned" in capsys.readouterr().out
 
