@@ -16,7 +16,7 @@ from resflax.config import ConfigError, base
 
 
 def get_config(dataset: str = "digits") -> ml_collections.ConfigDict:
-    """SE-ResNeXt-26 (8 x 16d at 64 filters, 16 filters here) for images of 16 or 32 pixels."""
+    """SE-ResNeXt-26 or -14, for images of 16 pixels."""
     config = base()
     config.model.name = "se_resnext50_32x4d"
     config.model.depth = 26
@@ -36,10 +36,15 @@ def get_config(dataset: str = "digits") -> ml_collections.ConfigDict:
         config.train.epochs = 20.0
         config.optim.lr = 0.2
     elif dataset == "shapes":
-        config.data.image_size = 32
+        config.data.image_size = 16
+        config.data.shapes.difficulty = 0.1
+        config.data.shapes.num_test = 2000
         config.model.depth = 14
+        config.model.num_filters = 8
+        config.model.cardinality = 4
+        config.model.base_width = 24
         config.train.batch_size = 32
-        config.train.epochs = 10.0
+        config.train.epochs = 8.0
         config.optim.lr = 0.4
     else:
         raise ConfigError(f"se_resnext.py has no settings for {dataset!r}: digits, shapes.")
@@ -47,9 +52,13 @@ def get_config(dataset: str = "digits") -> ml_collections.ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """Depth x cardinality at equal width x reduction of the gates (0: none) x shortcut."""
+    """Depth x cardinality x reduction of the gates (0: none) x shortcut.
+
+    Cardinality as in Table 2 of the ResNeXt paper: blocks of equal parameters, (64, 80 or 96)
+    filters wide where the network's 64 are.
+    """
     for depth, (cardinality, base_width), se_reduction, shortcut in itertools.product(
-        (14, 26), ((1, 128), (4, 32), (8, 16)), (0, 4), ("A", "B")
+        (14, 26), ((1, 64), (2, 40), (4, 24)), (0, 4), ("A", "B")
     ):
         yield {
             "model.depth": depth,

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--parallel",
         type=int,
         metavar="N",
-        help="runs at once; default: one an accelerator, each on its own, or one on the CPU",
+        help="runs at once; default: one an accelerator, each on its own, or one on the CPU; "
+        "several share its cores out",
     )
 
 
@@ -77,7 +78,7 @@ class _Attempt:
 
     run: Run
     process: subprocess.Popen[bytes]
-    place: int
+    place: int  # its number
     log_start: int  # bytes of the log that earlier attempts wrote
 
     def error(self) -> str:
@@ -95,12 +96,12 @@ class _Pool:
       statuses: by the runs' names.
     """
 
-    def __init__(self, runs: Sequence[Run], places: Sequence[dict[str, str]], held: int):
+    def __init__(self, runs: Sequence[Run], places: Sequence[accelerators.Place], held: int):
         """Takes up the runs that are not finished.
 
         Args:
           runs: of one sweep.
-          places: the environments of runs that are alive at one time.
+          places: of the runs that are alive at one time.
           held: descriptor of the sweep's lock, which its runs inherit.
         """
         self.statuses = {run.name: status.read(run) for run in runs}
@@ -140,7 +141,8 @@ class _Pool:
         self._alive.clear()
 
     def _start(self, run: Run) -> None:
-        place = self._free[0]
+        number = self._free[0]
+        place = self._places[number]
         try:
             run.workdir.mkdir(exist_ok=True)
             (run.workdir / status.ERROR).unlink(missing_ok=True)
@@ -151,15 +153,19 @@ class _Pool:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | self._places[place],
+                    env=os.environ | place.environment,
                     pass_fds=(self._held,),
                     process_group=0,  # so that Ctrl-C comes to it from here alone, once
                 )
         except OSError as error:
             self._set(run, state=State.FAILED, error=f"{error.filename}: {error.strerror}.")
             return
-        self._free.remove(place)
-        self._alive.append(_Attempt(run, process, place, log_start))
+        if place.cores:
+            # Long before it has threads, which inherit it.
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, place.cores)
+        self._free.remove(number)
+        self._alive.append(_Attempt(run, process, number, log_start))
         self._set(run, state=State.RUNNING)
 
     def _ended(self, attempt: _Attempt) -> None:

@@ -60,16 +60,16 @@ def create_state(
     if config.train.trainable != ".*":
         trainable = functools.partial(transfer.trainable, pattern=config.train.trainable)
         apply_fn = transfer.freeze(model.apply, config.train.trainable)
+
     init = functools.partial(
         create_train_state,
         model,
         optimizers.optimizer(config.optim, schedule, trainable),
         dataset.description.image_shape,
         apply_fn=apply_fn,
-        seed=config.seed,
         ema=config.train.ema_decay > 0,
     )
-    return parallel.create(init)
+    return parallel.create(init, config.seed)
 
 
 def train_step(

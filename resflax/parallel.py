@@ -59,16 +59,21 @@ class DataParallel:
         """Of this process."""
         return self.mesh.local_mesh.size
 
-    def create(self, init: Callable[[], PyTree]) -> PyTree:
-        """Runs `init` on the devices: its result is on each of them.
+    def create(self, init: Callable[[jax.Array], PyTree], seed: int) -> PyTree:
+        """Runs `init(seed)` on the devices: its result is on each of them.
 
         Under pmap each leaf has a leading axis of this process's devices, here and wherever a state
         is meant.
+
+        Args:
+          init: takes the seed, [], uint32: a value, so that one program serves all seeds.
+          seed: from 0 to 2**32 - 1.
         """
         if self.mode == "pmap":
             devices = list(self.mesh.devices.flat)
-            return jax.pmap(lambda _: init(), devices=devices)(np.arange(self.num_local_devices))
-        return jax.jit(init, out_shardings=self.replicated)()
+            create = jax.pmap(lambda _, seed: init(seed), in_axes=(0, None), devices=devices)
+            return create(np.arange(self.num_local_devices), np.uint32(seed))
+        return jax.jit(init, out_shardings=self.replicated)(np.uint32(seed))
 
     def step(
         self,

@@ -51,9 +51,9 @@ def create_train_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     image_shape: Sequence[int],
+    seed: int | jax.Array,
     *,
     apply_fn: Callable[..., Any] | None = None,
-    seed: int,
     ema: bool,
 ) -> TrainState:
     """A network's state before its first step, with packed variables: see models.repeat.
@@ -62,8 +62,8 @@ def create_train_state(
       model: a network of `create_model`.
       tx: its optimizer.
       image_shape: (H, W, C).
-      apply_fn: instead of the network's `apply`, as where parts of it are frozen.
       seed: of the parameters and of every random number in training.
+      apply_fn: instead of the network's `apply`, as where parts of it are frozen.
       ema: whether to keep moving averages.
     """
     if hasattr(model, "packed") and apply_fn is None:

@@ -21,10 +21,8 @@ class Linear(nn.Module):
 
 
 def create(parallel, seed, ema=True):
-    init = functools.partial(
-        create_train_state, Linear(), optax.sgd(0.1, 0.9), (4, 4, 2), seed=seed, ema=ema
-    )
-    return parallel.create(init)
+    init = functools.partial(create_train_state, Linear(), optax.sgd(0.1, 0.9), (4, 4, 2), ema=ema)
+    return parallel.create(init, seed)
 
 
 def leaves(parallel, state):

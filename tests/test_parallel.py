@@ -168,8 +168,8 @@ def tiny_step(mode, num_devices, norm, parts=1, order=slice(None)):
     """The variables and metrics after a step on 32 images; nothing may have been gathered."""
     parallel = DataParallel.over(mode, jax.devices()[:num_devices])
     tx = optax.sgd(0.5)
-    init = functools.partial(create_train_state, Tiny(norm), tx, (8, 8, 3), seed=0, ema=False)
-    state = parallel.create(init)
+    init = functools.partial(create_train_state, Tiny(norm), tx, (8, 8, 3), ema=False)
+    state = parallel.create(init, 0)
     train_step = functools.partial(
         steps.train_step,
         axis_name=parallel.axis_name,
@@ -358,3 +358,16 @@ def test_xla_alone_splits_a_grouped_convolution():
 def test_what_does_not_fit_the_devices_is_refused(fields, right):
     with pytest.raises(config_lib.ConfigError, match=right):
         config_lib.validate(small_config(**fields), 8)
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "jit", "pmap"])
+def test_the_seed_is_no_part_of_the_program_that_creates(mode):
+    seeds = []
+
+    def init(seed):
+        seeds.append(seed)
+        return seed + 1
+
+    parallel = DataParallel.over(mode, jax.devices()[:2])
+    assert int(parallel.single(parallel.create(init, 2**32 - 2))) == 2**32 - 1
+    assert all(isinstance(seed, jax.core.Tracer) for seed in seeds)

@@ -194,6 +194,17 @@ def test_a_sweep_is_not_begun_beside_the_runs_of_a_killed_one(config, tmp_path, 
         pass
 
 
+@pytest.mark.slow
+def test_another_seed_compiles_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    options = ("--filter", "optim.lr=0.1", "--seeds", "0,1", "--override", "train.epochs=1")
+    code, _, errors = finish(start(config, tmp_path / "sweep", *options))
+    assert (code, errors) == (0, "")
+    logs = [path.read_text() for path in sorted(tmp_path.glob("sweep/*/log.txt"))]
+    assert [log.count(" 0 read from the cache") for log in logs] == [1, 0]
+    assert [log.count("programs: 0 compiled") for log in logs] == [0, 1]
+
+
 def test_two_sweeps_in_one_directory_are_one_too_many(config, tmp_path, capsys):
     arguments = ["--config", str(config), "--workdir", str(tmp_path)]
     with lock.held(tmp_path), pytest.raises(SystemExit) as exit_code:
