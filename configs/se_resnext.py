@@ -44,7 +44,7 @@ def get_config(dataset: str = "digits") -> ml_collections.ConfigDict:
         config.model.cardinality = 4
         config.model.base_width = 24
         config.train.batch_size = 32
-        config.train.epochs = 8.0
+        config.train.epochs = 6.0
         config.optim.lr = 0.4
     else:
         raise ConfigError(f"se_resnext.py has no settings for {dataset!r}: digits, shapes.")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch import accelerators, lock, signals, status, table
+from launch import accelerators, lock, signals, slurm, status, table
 from launch.runs import Run
 from launch.status import State
 
@@ -43,12 +43,18 @@ def submit(runs: Sequence[Run], options: argparse.Namespace) -> int:
       0 if all are done, 1 if some failed, 130 if SIGINT, SIGTERM or SIGHUP stopped them.
 
     Raises:
-      ValueError: if an option cannot be.
+      ValueError: if an option cannot be, or the runs are at work elsewhere.
     """
     if options.parallel is not None and options.parallel < 1:
         raise ValueError(f"--parallel {options.parallel} must be at least 1.")
+    workdir = runs[0].workdir.parent
+    if queued := slurm.queued(workdir):
+        raise ValueError(
+            f"--workdir {workdir}: SLURM has {len(queued)} of its runs, such as {min(queued)}; "
+            "wait for their end, or scancel them."
+        )
     with (
-        lock.held(runs[0].workdir.parent) as held,
+        lock.held(workdir) as held,
         signals.noted() as received,
         table.display(runs) as show,
     ):

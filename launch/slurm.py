@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launch import resources
+from launch import lock, resources
 
 if TYPE_CHECKING:
     from launch.runs import Run
@@ -28,6 +28,9 @@ _WAIT_SECONDS = 120
 
 # What sbatch says, after two minutes of its own trying, of a queue that has no room for the array.
 _FULL = "Resource temporarily unavailable"
+
+# In a sweep's directory: the scripts and logs of its jobs, and which task each run is.
+_FOLDER = "slurm"
 
 _BODY = pathlib.Path(__file__).with_name("slurm.sh")
 
@@ -65,26 +68,46 @@ def submit(runs: Sequence["Run"], options: argparse.Namespace) -> int:
 
     Raises:
       SlurmError: if it does not take them. Nothing is lost: the same command tries again.
+      LockError: if another sweep is at work in their directory.
     """
-    folder = runs[0].workdir.parent / "slurm"
-    queue = _queue()
-    waiting = {name: queue[task] for name, task in _tasks(folder) if task in queue}
-    left = []
-    for run in runs:
-        if (run.workdir / "result.json").exists():
-            print(f"{run.name}: done")
-        elif run.name in waiting:
-            print(f"{run.name}: {waiting[run.name].lower()}")
-        else:
-            left.append(run)
-    if left:
-        job = _sbatch(left, options, folder)
-        print(
-            f"job {job}: {len(left)} of {len(runs)} runs, by {folder / job}.sh\n"
-            f"squeue --job {job} shows them, scancel {job} stops them, and the same command "
-            "submits what is left then."
-        )
+    for program in ("squeue", "sbatch"):
+        _require(program)
+    workdir = runs[0].workdir.parent
+    with lock.held(workdir):
+        waiting = queued(workdir)
+        left = []
+        for run in runs:
+            if (run.workdir / "result.json").exists():
+                print(f"{run.name}: done")
+            elif run.name in waiting:
+                print(f"{run.name}: {waiting[run.name].lower()}")
+            else:
+                left.append(run)
+        if left:
+            folder = workdir / _FOLDER
+            job = _sbatch(left, options, folder)
+            print(
+                f"job {job}: {len(left)} of {len(runs)} runs, by {folder / job}.sh\n"
+                f"squeue --job {job} shows them, scancel {job} stops them, and the same command "
+                "submits what is left then."
+            )
     return 0
+
+
+def queued(workdir: pathlib.Path) -> dict[str, str]:
+    """The runs of a sweep's directory that are in SLURM's queue, and their states: see squeue.
+
+    None are, where there is no SLURM: directories are copied from clusters.
+
+    Raises:
+      SlurmError: if SLURM does not tell.
+    """
+    tasks = _tasks(workdir / _FOLDER)
+    if not tasks or shutil.which("squeue") is None:
+        return {}
+    lines = _ask("squeue", "--me", "--noheader", "--array", "--format=%i %T").splitlines()
+    states = dict(line.split() for line in lines)
+    return {name: states[task] for name, task in tasks if task in states}
 
 
 def script(runs: Sequence["Run"], options: argparse.Namespace) -> str:
@@ -119,7 +142,7 @@ def _directives(
         "job-name": folder.name,
         "array": f"0-{len(runs) - 1}" + (f"%{options.parallel}" if options.parallel else ""),
         "chdir": pathlib.Path.cwd(),
-        "output": str(folder / "slurm").replace("%", "%%") + "/%A_%a.log",
+        "output": str(folder / _FOLDER).replace("%", "%%") + "/%A_%a.log",
         "open-mode": "append",
         "signal": f"TERM@{_SAVE_SECONDS}",
         "time": options.time,
@@ -193,23 +216,13 @@ def _tasks(folder: pathlib.Path) -> list[tuple[str, str]]:
     ]
 
 
-def _queue() -> dict[str, str]:
-    """The user's tasks that are queued or running, and their states, such as 'PENDING'."""
-    lines = _ask("squeue", "--me", "--noheader", "--array", "--format=%i %T").splitlines()
-    return dict(line.split() for line in lines)
-
-
 def _ask(program: str, *arguments: str) -> str:
     """What a program of SLURM's prints.
 
     Raises:
       SlurmError: with the last thing that it said, if it fails or is not there.
     """
-    if shutil.which(program) is None:
-        raise SlurmError(
-            f"--executor slurm: there is no {program} on this machine; "
-            "give the command on a node that jobs are submitted from."
-        )
+    _require(program)
     process = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if process.returncode:
         lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
@@ -218,3 +231,11 @@ def _ask(program: str, *arguments: str) -> str:
             said += " (the queue is full)"
         raise SlurmError(f"{program}: {said.rstrip('.')}; nothing was submitted.")
     return process.stdout
+
+
+def _require(program: str) -> None:
+    if shutil.which(program) is None:
+        raise SlurmError(
+            f"there is no {program} on this machine; "
+            "give the command on a node that jobs are submitted from."
+        )

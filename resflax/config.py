@@ -36,6 +36,7 @@ class ConfigError(ValueError):
 def base() -> ml_collections.ConfigDict:
     """Every field with its default, its type and its unit."""
     config = ml_collections.ConfigDict()
+    config.deterministic = False  # on GPUs, use only kernels that always give the same bits
     config.seed = 0  # of the parameters, the order of the images and every random number
     config.init_from = (
         ""  # a run's directory, or weights of torchvision, timm (.safetensors) or Keras (.h5)
@@ -58,6 +59,7 @@ def base() -> ml_collections.ConfigDict:
     train.label_smoothing = 0.0  # probability spread over all classes
     train.aux_weight = 0.3  # of the loss of each auxiliary classifier
     train.trainable = ".*"  # regular expression that begins the paths of parameters to be trained
+    train.max_skips = 0  # updates, of non-finite losses or gradients, that a run may do without
     train.ema_decay = 0.0  # share of the averaged parameters that a step keeps; 0: no average
 
     evaluate = config.eval = ml_collections.ConfigDict()
@@ -67,6 +69,7 @@ def base() -> ml_collections.ConfigDict:
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
     checkpoint.every_epochs = 1  # epochs; and at the end
     checkpoint.keep = 2  # the latest ones; the best one is kept besides
+    checkpoint.if_unsaved = "stop"  # stop | go_on: where a state cannot be saved, on a full disk
 
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 10  # steps to a line of metrics.jsonl
@@ -252,6 +255,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     _choice(config, "optim.schedule", SCHEDULES)
     _pattern(config, "train.trainable")
     _choice(config, "parallel.mode", MODES)
+    _choice(config, "checkpoint.if_unsaved", ("stop", "go_on"))
     for field in (
         "train.batch_size",
         "train.grad_accumulation",
@@ -270,6 +274,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         "optim.decay_epochs",
         "optim.rms_epsilon",
         "train.steps_per_call",
+        "train.max_skips",
     ):
         _at_least(config, field, 0)
     try:

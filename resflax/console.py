@@ -70,10 +70,10 @@ class Console:
           step: steps done.
           total_steps: steps of the run.
           epoch: epochs done.
-          m: 'train/loss', 'train/lr' and, from the second step on, 'train/seconds_per_step' and
-            'train/images_per_second'.
+          m: 'train/lr'; 'train/loss', where a step had a finite one; from the second step on,
+            'train/seconds_per_step' and 'train/images_per_second'.
         """
-        if "train/seconds_per_step" not in m:
+        if "train/seconds_per_step" not in m or "train/loss" not in m:
             return
         text = f"{m['train/images_per_second']:,.0f} images/s  "
         text += f"loss {m['train/loss']:.4f}  lr {m['train/lr']:.4g}"

@@ -1,4 +1,4 @@
-"""Ctrl-C where a run can stop: between two steps, and not in a library that is writing a file."""
+"""Signals that ask a run to stop: they wait until it can, between two of its steps."""
 
 import contextlib
 import signal
@@ -9,50 +9,83 @@ import jax
 from jax.experimental import multihost_utils
 
 
-@contextlib.contextmanager
-def deferred() -> Iterator[Callable[[int], None]]:
-    """While it lasts, SIGINT waits until it is asked for; a second one does not wait.
+class Stopped(BaseException):
+    """A run was asked to stop, has saved its state, and has stopped.
 
-    Several processes stop after the same step, also where one of them alone is interrupted; there
-    a SIGTERM, of which jax takes note in each of them, counts as a SIGINT.
+    Attributes:
+      exit_code: of the process: 130 where it was Ctrl-C (SIGINT), 143 where it was SIGTERM, the
+        scheduler's notice of a preemption, or another process of the run.
+    """
+
+    def __init__(self, exit_code: int):
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+class Requests:
+    """Whether the run was asked to stop, and by what.
+
+    Several processes stop after the same step, also where one of them alone was asked.
+    """
+
+    def __init__(self) -> None:
+        """None was made so far."""
+        self._signal: int | None = None
+        self._asked: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """See Stopped."""
+        return 128 + (self._signal or signal.SIGTERM)
+
+    def note(self, number: int, _: object) -> None:
+        """A handler of signals: the second one does not wait."""
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        if jax.distributed.is_initialized():
+            # Of which jax takes note, in each process.
+            signal.raise_signal(signal.SIGTERM)
+
+    def made(self, step: int) -> bool:
+        """Whether the run is to stop after so many steps; asked about more of them each time."""
+        first = step if self._asked is None else self._asked + 1
+        self._asked = step
+        if not jax.distributed.is_initialized():
+            return self._signal is not None
+        # About each number, since jax chooses one that no process has come to yet.
+        numbers = range(first, step + 1)
+        if not any(multihost_utils.reached_preemption_sync_point(n) for n in numbers):
+            return False
+        # Who leaves while another still compiles its first step would be taken for dead.
+        multihost_utils.sync_global_devices("stop")
+        return True
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Callable[[int], int | None]]:
+    """While it lasts, SIGINT and SIGTERM wait until they are asked for.
 
     Signals come to the main thread of a process only: in another one nothing is changed.
 
     Yields:
-      What asks, before the step that follows so many: it raises KeyboardInterrupt if there was one.
+      What tells after so many steps whether the run is to stop, by its exit code; None: it is not.
     """
-    pending = False
-    asked: int | None = None
+    requests = Requests()
 
-    def note(*_: object) -> None:
-        nonlocal pending
-        if pending:
-            raise KeyboardInterrupt
-        pending = True
-        if jax.distributed.is_initialized():
-            signal.raise_signal(signal.SIGTERM)
-
-    def ask(step: int) -> None:
-        nonlocal asked
-        first = step if asked is None else asked + 1
-        asked = step
-        if not jax.distributed.is_initialized():
-            reached = pending
-        else:
-            # About each number, since jax chooses one that no process has come to yet.
-            numbers = range(first, step + 1)
-            reached = any(multihost_utils.reached_preemption_sync_point(n) for n in numbers)
-            if reached:
-                # Who leaves while another still compiles its first step would be taken for dead.
-                multihost_utils.sync_global_devices("stop")
-        if reached:
-            raise KeyboardInterrupt
+    def asked(step: int) -> int | None:
+        return requests.exit_code if requests.made(step) else None
 
     if threading.current_thread() is not threading.main_thread():
-        yield ask
+        yield asked
         return
-    previous = signal.signal(signal.SIGINT, note)
+    # With several processes SIGTERM is jax's: it tells the others.
+    numbers = [signal.SIGINT]
+    if not jax.distributed.is_initialized():
+        numbers.append(signal.SIGTERM)
+    previous = {number: signal.signal(number, requests.note) for number in numbers}
     try:
-        yield ask
+        yield asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

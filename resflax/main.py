@@ -1,6 +1,7 @@
 """Trains a network: python -m resflax.main --config configs/se_resnext.py [--workdir DIR].
 
-The same command with the same --workdir resumes. Bad input ends with one line and exit code 2.
+The same command with the same --workdir resumes. Exit code 2: bad input, or numbers that are not
+finite, with one line that says so; 130 and 143: stopped by Ctrl-C or SIGTERM, with its state saved.
 One run may have several processes: see resflax.processes.
 """
 
@@ -29,6 +30,9 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 
 _START_SECONDS = flags.DEFINE_integer(
     "start_seconds", 300, "To wait for the other processes.", lower_bound=1
 )
+_REPLAY = flags.DEFINE_bool(
+    "replay", False, "Repeat the step at which the run of --workdir failed: see failure.json."
+)
 _EXPECT_DEVICES = flags.DEFINE_integer(
     "expect_devices", None, "Devices of all processes; refuse to start with others.", lower_bound=1
 )
@@ -40,30 +44,39 @@ def main(argv: list[str]) -> None:
         command.fail(
             f"unexpected argument {argv[1]!r}; there are --config FILE.py and --workdir DIR."
         )
-    # Orbax tells the course of every save; a user wants the network's.
+    # Orbax tells the course of every save, and of one that fails the tracebacks of all its threads;
+    # what a user should know of it is said here.
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.FATAL)
+    if _REPLAY.value and _WORKDIR.value is None:
+        command.fail("--replay needs --workdir: of the run that failed.")
+    if command.CONFIG.value.deterministic:
+        runtime.make_deterministic()
     try:
         _start_processes()
     except processes.ProcessError as error:
         command.fail(str(error))
     # Imported now: what is wrong with the flags has been said before the libraries load.
+    from resflax.interruption import Stopped
     from resflax.progress import NonFiniteError
+    from resflax.replay import replay
     from resflax.train import train_and_evaluate
 
     programs = runtime.count_programs()
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser().resolve()
     try:
-        train_and_evaluate(command.CONFIG.value, workdir)
+        (replay if _REPLAY.value else train_and_evaluate)(command.CONFIG.value, workdir)
     except (ValueError, NonFiniteError) as error:
         command.fail(str(error))
+    except OSError as error:  # such as a disk that is full
+        command.fail(f"{error.filename or workdir}: {error.strerror or error}.")
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:
             error.add_note(processes.BROKEN)
         raise
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt) as stop:
         print(f"stopped; the same command with --workdir {workdir} goes on.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
     if jax.process_index() == 0 and (programs.compiled or programs.cached):
         print(f"programs: {programs.compiled} compiled, {programs.cached} read from the cache")
 

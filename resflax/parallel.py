@@ -158,23 +158,23 @@ class DataParallel:
         """The sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, P())
 
-    def fetch(self, metrics: dict[str, jax.Array]) -> list[dict[str, float]]:
+    def fetch(self, metrics: dict[str, jax.Array], count: int = 1) -> list[dict[str, Any]]:
         """Waits for the metrics of a step, or of several, and brings them to the host.
 
         Args:
-          metrics: of a step, [], or of several in one call, [steps].
+          metrics: of a step, or of several in one call, which are their first axis.
+          count: of the steps.
 
         Returns:
-          Those of each step.
+          Those of each step: numbers, and arrays [L].
         """
         host = jax.device_get(metrics)
         if self.mode == "pmap":
             host = {name: values[0] for name, values in host.items()}
-        host = {name: np.atleast_1d(values) for name, values in host.items()}
-        return [
-            dict(zip(host, map(float, values), strict=True))
-            for values in zip(*host.values(), strict=True)
-        ]
+        if count == 1:
+            host = {name: np.asarray(values)[None] for name, values in host.items()}
+        steps = ({name: values[i] for name, values in host.items()} for i in range(count))
+        return [{name: v if v.ndim else float(v) for name, v in step.items()} for step in steps]
 
     def _split(self, axis: int) -> NamedSharding:
         return NamedSharding(self.mesh, P(*[None] * axis, AXIS))

@@ -161,6 +161,13 @@ def on_first(do: Callable[[], None]) -> None:
             raise ProcessError(refusal)
 
 
+def agreed(value: bool) -> bool:
+    """What the first process says, on all of them."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
 def require_same(text: str, what: str) -> None:
     """Raises ProcessError, on every process, unless all have the same text.
 

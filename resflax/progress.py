@@ -1,15 +1,35 @@
 """Between the loop and its observers: reads each step's metrics, averages, checks and reports."""
 
+import collections
 import math
+import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from resflax.console import Console
 from resflax.writers import MetricWriter
 
+# A loss above the mean of as many before it by so many of their standard deviations is a spike.
+_WINDOW = 100
+_SPIKE = 6.0
+
+
+_NAMES = {"loss": "loss", "grad_norm": "norm of the gradient"}
+
 
 class NonFiniteError(ArithmeticError):
-    """The loss or the gradient of a step is infinite or not a number."""
+    """The loss or the gradient of a step is infinite or not a number, once too often.
+
+    Attributes:
+      step: whose update was skipped.
+      metrics: of the step.
+    """
+
+    def __init__(self, message: str, step: int, metrics: dict[str, Any]):
+        super().__init__(message)
+        self.step = step
+        self.metrics = metrics
 
 
 class Progress:
@@ -29,6 +49,7 @@ class Progress:
         steps_per_epoch: int,
         batch_size: int,
         every_steps: int,
+        max_skips: int = 0,
     ):
         """Starts the clock.
 
@@ -40,6 +61,7 @@ class Progress:
           steps_per_epoch: steps in an epoch.
           batch_size: images a step.
           every_steps: steps between two lines of metrics.
+          max_skips: updates that may be skipped, in the whole run.
         """
         self._console = console
         self._writer = writer
@@ -48,6 +70,8 @@ class Progress:
         self._batch_size = batch_size
         self._every_steps = every_steps
         self._learning_rate = learning_rate
+        self._max_skips = max_skips
+        self._losses: collections.deque[float] = collections.deque(maxlen=_WINDOW)
         self._sums: dict[str, float] = {}
         self._count = 0
         self._seconds_per_step = 0.0
@@ -59,7 +83,7 @@ class Progress:
         """Epochs done after so many steps."""
         return step / self._steps_per_epoch
 
-    def steps(self, step: int, metrics: list[dict[str, float]], waited: bool = False) -> None:
+    def steps(self, step: int, metrics: list[dict[str, Any]], waited: bool = False) -> None:
         """Takes the metrics of the updates of one call, which made the run `step` steps long.
 
         Args:
@@ -69,26 +93,26 @@ class Progress:
             the share of such steps.
 
         Raises:
-          NonFiniteError: if a loss or a gradient is not finite.
+          NonFiniteError: if a loss or a gradient is not finite, and more updates than may be were
+            skipped.
         """
         self._tick(len(metrics))
         for i, one in enumerate(metrics):
             self._step(step - len(metrics) + 1 + i, one | {"data_wait": float(waited)})
 
-    def _step(self, step: int, metrics: dict[str, float]) -> None:
-        # The gradient too: it spoils the parameters one step before the loss shows it, or for good
-        # behind a ReLU that turns NaN into zero.
-        for name, what in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
-            if not math.isfinite(metrics[name]):
-                raise NonFiniteError(
-                    f"the {what} of step {step} (epoch {self.epoch(step):.2f}) is {metrics[name]}; "
-                    "the last checkpoint is of an earlier step, and good. A lower config.optim.lr, "
-                    "more config.optim.warmup_epochs or config.optim.clip_norm may help."
-                )
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+    def _step(self, step: int, metrics: dict[str, Any]) -> None:
+        skipped = int(metrics["skipped"])
+        if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
+            self._not_finite(step, skipped, metrics)
+        else:
+            self._flag_spike(step, metrics["loss"])
+            for name, value in metrics.items():
+                if name not in ("layer_norms", "skipped"):
+                    self._sums[name] = self._sums.get(name, 0.0) + value
+            self._count += 1
         means = {f"train/{name}": total / self._count for name, total in self._sums.items()}
+        if skipped:
+            means["train/skipped"] = skipped
         means["train/lr"] = float(self._learning_rate(step - 1))
         if self._seconds_per_step:
             means["train/seconds_per_step"] = self._seconds_per_step
@@ -98,6 +122,34 @@ class Progress:
             if self._writer is not None:
                 self._writer.write(step, self.epoch(step), means)
             self._sums, self._count = {}, 0
+
+    def _not_finite(self, step: int, skipped: int, metrics: dict[str, Any]) -> None:
+        name = next(name for name in _NAMES if not math.isfinite(metrics[name]))
+        said = (
+            f"the {_NAMES[name]} of step {step} (epoch {self.epoch(step):.2f}) is {metrics[name]}"
+        )
+        if skipped > self._max_skips:
+            raise NonFiniteError(
+                f"{said}; its update was skipped, and config.train.max_skips is "
+                f"{self._max_skips}. A lower config.optim.lr, more config.optim.warmup_epochs or "
+                "config.optim.clip_norm may help.",
+                step,
+                metrics,
+            )
+        self._console.print(
+            f"{said}; its update was skipped: {skipped} of at most {self._max_skips}."
+        )
+
+    def _flag_spike(self, step: int, loss: float) -> None:
+        losses = self._losses
+        if len(losses) == _WINDOW:
+            limit = statistics.fmean(losses) + _SPIKE * statistics.pstdev(losses)
+            if loss > limit:
+                self._console.print(
+                    f"the loss of step {step} (epoch {self.epoch(step):.2f}) jumped to {loss:.4f}, "
+                    f"from {statistics.fmean(losses):.4f} in the {_WINDOW} steps before."
+                )
+        losses.append(loss)
 
     def evaluation(
         self, step: int, metrics: dict[str, float], is_best: bool, bad_images: int = 0

@@ -27,6 +27,8 @@ import jaxlib
 _CONVOLUTION_FLAG = "xla_cpu_experimental_ynn_fusion_type"
 _CONVOLUTION_VALUE = "individual_convolution"
 
+_DETERMINISTIC_FLAG = "xla_gpu_deterministic_ops"
+
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -56,6 +58,18 @@ def configure() -> None:
         _choose_convolutions()
         _keep_memory()
     _keep_compilations()
+
+
+def make_deterministic() -> None:
+    """Keeps GPUs to kernels that give the same bits each time; before the process's first array.
+
+    Others add up in the order in which threads come, as in the gradients of some convolutions and
+    poolings; without them a step takes longer, and how much depends on the network. Processors and
+    TPUs are deterministic as they are.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if _DETERMINISTIC_FLAG not in flags and _jaxlib_has(f"{_DETERMINISTIC_FLAG}\0"):
+        os.environ["XLA_FLAGS"] = f"{flags} --{_DETERMINISTIC_FLAG}=true".strip()
 
 
 @dataclasses.dataclass

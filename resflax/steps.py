@@ -51,7 +51,9 @@ def train_step(
 
     Returns:
       The state after the step, and 'loss' (nats), 'top1' (a fraction), 'grad_norm', means over
-      the whole batch.
+      the whole batch; 'layer_norms', [L], the gradient's for each leaf of the parameters; and
+      'skipped', how many updates were skipped so far. An update is where the loss or the gradient
+      is not finite: only the step, and that count, go on.
     """
     key = jax.random.fold_in(state.key, state.step)
     augment_key, dropout_key, mix_key = jax.random.split(key, 3)
@@ -83,10 +85,22 @@ def train_step(
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         new = {"params": params, "batch_stats": batch_stats}
         ema = optax.incremental_update(new, ema, 1.0 - decay)
-    state = state.replace(
-        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
-    )
-    return state, {"loss": loss, "top1": top1, "grad_norm": optax.tree.norm(grads)}
+    squares = jnp.stack([jnp.sum(jnp.square(jnp.abs(g))) for g in jax.tree.leaves(grads)])
+    grad_norm = jnp.sqrt(jnp.sum(squares))
+    # The gradient too: it spoils the parameters one step before the loss shows it, or for good
+    # behind a ReLU that turns NaN into zero.
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
+    old = {name: getattr(state, name) for name in new}
+    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    state = state.replace(step=state.step + 1, skipped=state.skipped + ~finite, **kept)
+    return state, {
+        "loss": loss,
+        "top1": top1,
+        "grad_norm": grad_norm,
+        "layer_norms": jnp.sqrt(squares),
+        "skipped": state.skipped,
+    }
 
 
 def _gradients(

@@ -1,6 +1,7 @@
 """Training, from a config to a trained network: the page to read first."""
 
 import contextlib
+import dataclasses
 import pathlib
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 import jax
 import ml_collections
 
-from resflax import assembly, checkpoint, interruption, optimizers, processes, transfer
+from resflax import assembly, checkpoint, failure, interruption, optimizers, processes, transfer
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.console import Console
@@ -19,6 +20,32 @@ from resflax.parallel import DataParallel
 from resflax.progress import Progress
 from resflax.train_state import TrainState
 from resflax.writers import MetricWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """Steps that were dispatched together, whose metrics the host has not read.
+
+    Attributes:
+      step: the last of them.
+      count: of them.
+      metrics: on the devices.
+      waited: whether the devices had nothing to do until its data came.
+    """
+
+    step: int
+    count: int
+    metrics: dict[str, jax.Array]
+    waited: bool
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the devices have computed it, so that they have nothing left to do."""
+        return all(m.is_ready() for m in self.metrics.values())  # type: ignore[attr-defined]
+
+    def tell(self, progress: Progress, parallel: DataParallel) -> None:
+        """Reads the metrics, and passes them on."""
+        progress.steps(self.step, parallel.fetch(self.metrics, self.count), self.waited)
 
 
 def train_and_evaluate(
@@ -36,7 +63,9 @@ def train_and_evaluate(
 
     Raises:
       ValueError: if the config, the data or the directory cannot be; nothing was overwritten.
-      NonFiniteError: if the loss or gradient is not finite; the last good checkpoint is kept.
+      NonFiniteError: if losses or gradients are not finite, more often than `train.max_skips`; no
+        parameter was spoilt, and failure.json tells of the step.
+      Stopped: if a signal asked for it; the state was saved.
     """
     start = time.monotonic()
     config_lib.validate(config, jax.device_count())
@@ -63,12 +92,18 @@ def train_and_evaluate(
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
 
     with contextlib.ExitStack() as stack:
-        stop_if_asked = stack.enter_context(interruption.deferred())
-        checkpointer = checkpoint.Checkpointer(workdir, config.checkpoint.keep)
+        asked_to_stop = stack.enter_context(interruption.deferred())
+        checkpointer = checkpoint.Checkpointer(
+            workdir,
+            config.checkpoint.keep,
+            facts=checkpoint.facts(config_lib.to_json(config)),
+            report=console.print,
+            unsaved=console.print if config.checkpoint.if_unsaved == "go_on" else None,
+        )
         stack.callback(checkpointer.close)
         # Also where too many of them stop the run.
         stack.callback(workdir_lib.write_bad_files, workdir, dataset.bad, jax.process_index())
-        state = _start(state, config, num_classes, checkpointer, batches, parallel)
+        state = resume(state, config, num_classes, checkpointer, batches, parallel)
         step = first_step = int(parallel.single(state).step)
         if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
@@ -82,37 +117,43 @@ def train_and_evaluate(
             steps_per_epoch=batches.steps_per_epoch,
             batch_size=config.train.batch_size,
             every_steps=config.log.every_steps,
+            max_skips=config.train.max_skips,
         )
+        stack.push(failure.recorder(workdir, batches, parallel.single(state)))
         stack.enter_context(console.bar(first_step, total_steps))
 
         results = None
         best = checkpointer.best or (0, -1.0)
-        metrics: dict[str, jax.Array] | None = None
-        waited = False
+        pending: _Call | None = None
         calls = _calls(config, steps_per_call, step, total_steps, batches)
         for count, batch in batches.take(calls):
-            stop_if_asked(step)
-            last_metrics, last_waited = metrics, waited
-            waited = batches.waited and _done(last_metrics)
+            waited = batches.waited and pending is not None and pending.is_done
             state, metrics = train_step[count](state, batch, *examples)
             # The host reads the last call's metrics while the devices work on this one.
-            if last_metrics is not None:
-                progress.steps(step, parallel.fetch(last_metrics), last_waited)
+            if pending is not None:
+                pending.tell(progress, parallel)
             step += count
+            pending = _Call(step, count, metrics, waited)
+            stops = asked_to_stop(step) if step < total_steps else None
             saves = _due(step, config.checkpoint.every_epochs, batches, total_steps)
-            if not saves and not _due(step, config.eval.every_epochs, batches, total_steps):
+            evaluates = saves or _due(step, config.eval.every_epochs, batches, total_steps)
+            if not (evaluates or stops):
                 continue
             # Before a state is saved, its own loss must have been seen to be finite.
-            progress.steps(step, parallel.fetch(metrics), waited)
-            metrics = None
-            results = evaluate(state.eval_variables)
-            is_best = results["top1"] > best[1]
-            if is_best:
-                best = step, results["top1"]
-            progress.evaluation(step, results, is_best, len(dataset.bad))
-            workdir_lib.write_bad_files(workdir, dataset.bad, jax.process_index())
-            if saves or is_best:
-                checkpointer.save(parallel.single(state), batches.position, results)
+            pending.tell(progress, parallel)
+            pending, is_best = None, False
+            if evaluates:
+                results = evaluate(state.eval_variables)
+                is_best = results["top1"] > best[1]
+                if is_best:
+                    best = step, results["top1"]
+                progress.evaluation(step, results, is_best, len(dataset.bad))
+                workdir_lib.write_bad_files(workdir, dataset.bad, jax.process_index())
+            if saves or is_best or stops:
+                evaluated = results if evaluates else None
+                checkpointer.save(parallel.single(state), batches.position, evaluated)
+            if stops:
+                raise interruption.Stopped(stops)
 
         if results is None:  # there was no step left to do
             results = evaluate(state.eval_variables)
@@ -131,7 +172,7 @@ def _open(
     workdir_lib.write_description(workdir, description)
 
 
-def _start(
+def resume(
     state: TrainState,
     config: ml_collections.ConfigDict,
     num_classes: int,
@@ -150,11 +191,6 @@ def _start(
     if config.init_from:
         return parallel.spread(transfer.start(parallel.single(state), config, num_classes))
     return state
-
-
-def _done(metrics: dict[str, jax.Array] | None) -> bool:
-    """Whether the devices have computed a step's metrics, so that they have nothing left to do."""
-    return metrics is not None and all(m.is_ready() for m in metrics.values())  # type: ignore[attr-defined]
 
 
 def _result(results: dict[str, float], best: tuple[int, float], seconds: float) -> dict[str, float]:

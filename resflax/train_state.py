@@ -35,6 +35,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     ema: PyTree | None
     key: jax.Array
+    skipped: jax.Array
     apply_fn: Callable[..., Any] = flax.struct.field(pytree_node=False)
     tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
     loops: repeat.Loops = flax.struct.field(pytree_node=False, default=())
@@ -80,6 +81,7 @@ def create_train_state(
         # A copy: buffers that are donated to the step must not appear in the state twice.
         ema=jax.tree.map(jnp.copy, variables) if ema else None,
         key=jax.random.key(seed),
+        skipped=jnp.zeros((), jnp.int32),
         apply_fn=apply_fn or model.apply,
         tx=tx,
         loops=getattr(model, "loops", ()),

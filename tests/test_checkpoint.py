@@ -1,12 +1,18 @@
+import contextlib
 import functools
+import os
+import shutil
+import subprocess
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from resflax.checkpoint import Checkpointer
+from resflax.checkpoint import Checkpointer, CheckpointError, SaveError, store
+from resflax.checkpoint.__main__ import main
 from resflax.parallel import DataParallel
 from resflax.train_state import create_train_state
 
@@ -25,16 +31,24 @@ def create(parallel, seed, ema=True):
     return parallel.create(init, seed)
 
 
+def at(state, step):
+    return state.replace(step=jnp.int32(step))
+
+
+def parallel_of(mode, num_devices):
+    return DataParallel.over(mode, jax.devices()[:num_devices])
+
+
 def leaves(parallel, state):
     single = parallel.single(state).replace(key=jax.random.key_data(parallel.single(state).key))
     return jax.device_get(jax.tree.leaves(single))
 
 
 @pytest.mark.parametrize("ema", [False, True])
-@pytest.mark.parametrize("to", [("shard_map", 1), ("jit", 2), ("pmap", 8), ("shard_map", 8)])
-@pytest.mark.parametrize("source", [("shard_map", 1), ("pmap", 2), ("shard_map", 8)])
+@pytest.mark.parametrize("to", [("shard_map", 1), ("jit", 2), ("pmap", 4), ("shard_map", 8)])
+@pytest.mark.parametrize("source", [("pmap", 1), ("shard_map", 2), ("jit", 4), ("pmap", 8)])
 def test_a_state_moves_between_devices_and_modes(source, to, ema, tmp_path):
-    source, to = (DataParallel.over(mode, jax.devices()[:n]) for mode, n in (source, to))
+    source, to = (parallel_of(*layout) for layout in (source, to))
     state = create(source, seed=0, ema=ema)
     saver = Checkpointer(tmp_path, keep=1)
     saver.save(source.single(state), {"next_index": 7}, {"top1": 0.5})
@@ -57,9 +71,194 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     assert checkpointer.restore_latest(state, parallel.replicated) is None
     assert checkpointer.best is None
     for step, top1 in enumerate((0.1, 0.9, 0.3, 0.4, 0.5), start=1):
-        checkpointer.save(state.replace(step=step), {}, {"top1": top1})
+        checkpointer.save(at(state, step), {}, {"top1": top1})
     checkpointer.wait()
     assert checkpointer.best == (2, 0.9)
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.is_dir())
     assert steps == [2, 4, 5]
     checkpointer.close()
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A run's directory with the states of steps 1 and 2."""
+    parallel = parallel_of("jit", 1)
+    state = create(parallel, seed=0)
+    with contextlib.closing(Checkpointer(tmp_path, keep=5)) as saver:
+        for step in (1, 2):
+            params = jax.tree.map(lambda x, step=step: x + step, state.params)
+            saver.save(at(state.replace(params=params), step), {"next_index": step}, {"top1": 0.5})
+    return tmp_path
+
+
+def reopen(workdir):
+    """What a run that goes on restores, and what it is told."""
+    said = []
+    parallel = parallel_of("jit", 1)
+    with contextlib.closing(Checkpointer(workdir, keep=5, report=said.append)) as loader:
+        restored = loader.restore_latest(create(parallel, seed=1), parallel.replicated)
+        # The step after it can be saved.
+        loader.save(at(restored[0], restored[0].step + 1), {}, {"top1": 0.1})
+    return restored, said
+
+
+def damage(checkpoint):
+    path = max(
+        (p for p in (checkpoint / "variables").rglob("*") if p.is_file()), key=os.path.getsize
+    )
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_a_damaged_step_is_walked_back_from(two):
+    path = damage(two / "checkpoints/2")
+    (state, position), (said,) = reopen(two)
+    assert (int(state.step), position) == (1, {"next_index": 1})
+    assert f"the checkpoint of step 2 is damaged: {path} is not what was written" in said
+    aside = two / "damaged_checkpoints/2"
+    assert f"moved to {aside}; the run has step 1" in said
+    assert (aside / path.relative_to(two / "checkpoints/2")).exists()
+    assert store.steps(two) == [1, 2]
+
+
+def test_an_older_damaged_step_is_set_aside_too(two):
+    (two / "checkpoints/1/metrics/metrics").write_text("{")
+    (state, _), (said,) = reopen(two)
+    assert int(state.step) == 2
+    assert "step 1 is damaged" in said
+    # What was set aside before stays.
+    shutil.copytree(two / "checkpoints/3", two / "checkpoints/1")
+    damage(two / "checkpoints/1")
+    reopen(two)
+    assert {path.name for path in (two / "damaged_checkpoints").iterdir()} == {"1", "1-2"}
+
+
+@pytest.mark.parametrize("name", ["7", "007"])
+def test_a_directory_that_looks_like_a_step_is_none(two, name):
+    (two / "checkpoints" / name).mkdir()
+    (two / "checkpoints" / name / "mine.txt").write_text("mine")
+    (state, _), said = reopen(two)
+    assert int(state.step) == 2
+    if name == "7":
+        assert "manifest.json is missing: the save was not finished" in said[0]
+    assert [path.read_text() for path in two.rglob("mine.txt")] == ["mine"]
+
+
+def test_what_an_interrupted_save_left_is_removed_and_named(two):
+    left = two / "checkpoints/3.orbax-checkpoint-tmp"
+    shutil.copytree(two / "checkpoints/2", left)
+    (state, _), (said,) = reopen(two)
+    assert int(state.step) == 2
+    assert said == f"{left} is removed: its save was interrupted."
+    assert not left.exists()
+
+
+def test_where_all_are_damaged_nothing_is_touched(two):
+    for step in (1, 2):
+        damage(two / "checkpoints" / str(step))
+    with pytest.raises(
+        CheckpointError, match=r"all checkpoints in .* are damaged: .*step 2.*step 1"
+    ):
+        Checkpointer(two, keep=5)
+    assert store.steps(two) == [1, 2]
+
+
+def test_another_networks_state_is_refused_by_the_leafs_name(two):
+    parallel = parallel_of("jit", 1)
+    init = functools.partial(create_train_state, Linear(), optax.sgd(0.1, 0.9), (4, 4, 5), ema=True)
+    with (
+        contextlib.closing(Checkpointer(two, keep=5)) as loader,
+        pytest.raises(CheckpointError, match=r"step 2 has ema/\S+/BatchNorm_0/\w+ as float32 \[2\]; "),
+    ):
+        loader.restore_latest(parallel.create(init, 0), parallel.replicated)
+
+
+def test_a_state_without_an_evaluation_is_kept_for_going_on(tmp_path):
+    parallel = parallel_of("jit", 1)
+    state = create(parallel, seed=0)
+    with contextlib.closing(Checkpointer(tmp_path, keep=1)) as saver:
+        saver.save(at(state, 1), {}, {"top1": 0.5})
+        saver.save(at(state, 2), {}, {"top1": 0.4})
+        saver.save(at(state, 3), {})
+        saver.wait()
+        assert saver.best == (1, 0.5)
+        assert store.steps(tmp_path) == [1, 3]
+        saver.save(at(state, 4), {}, {"top1": 0.4})
+    assert store.steps(tmp_path) == [1, 4]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system that has room for a few checkpoints of the least network."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# Orbax's threads that wait for one that failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("known", [True, False])
+def test_a_full_disk_keeps_what_is_there(small_disk, monkeypatch, known):
+    parallel = parallel_of("jit", 1)
+    state = create(parallel, seed=0)
+    said = []
+    saver = Checkpointer(small_disk, keep=5, unsaved=said.append)
+    saver.save(at(state, 1), {"next_index": 1}, {"top1": 0.5})
+    saver.wait()
+    assert not said
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 512)
+    if not known:  # as where another program is quicker
+        usage = shutil.disk_usage(small_disk)._replace(free=2**30)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    saver.save(at(state, 2), {"next_index": 2}, {"top1": 0.5})
+    saver.wait()
+    (text,) = said
+    assert "state of step 2" in text
+    assert text.endswith("The run goes on.")
+    assert "\n" not in text
+    # When there is room again, it goes on.
+    filler.unlink()
+    saver.save(at(state, 3), {"next_index": 3}, {"top1": 0.5})
+    saver.close()
+    assert len(said) == 1
+    assert store.steps(small_disk) == [1, 3]
+    (restored, position), _ = reopen(small_disk)
+    assert (int(restored.step), position) == (3, {"next_index": 3})
+    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 512 if known else 0))
+    if known:
+        with pytest.raises(SaveError, match="the same command goes on"):
+            Checkpointer(small_disk, keep=5).save(at(state, 9), {}, {"top1": 0.5})
+
+
+def test_the_command_lists_verifies_and_prunes(two, capsys):
+    parallel = parallel_of("jit", 1)
+    with contextlib.closing(Checkpointer(two, keep=5)) as saver:
+        saver.save(at(create(parallel, seed=0), 3), {}, {"top1": 0.25})
+    assert main(["list", str(two)]) == 0
+    output = capsys.readouterr().out
+    assert "50.00% best" in output
+    assert "25.00%" in output
+    assert main(["verify", str(two)]) == 0
+    assert "3 of 3 checkpoints are good" in capsys.readouterr().out
+    path = damage(two / "checkpoints/1")
+    assert main(["verify", str(two)]) == 1
+    assert f"checkpoints/1: DAMAGED: {path} is not what was written" in capsys.readouterr().out
+    (two / "checkpoints/4").mkdir()
+    (two / "checkpoints/4/mine.txt").write_text("mine")
+    assert main(["prune", str(two)]) == 1
+    assert "step 1 deleted" in capsys.readouterr().out
+    assert store.steps(two) == [2, 3, 4]
+    with pytest.raises(SystemExit) as exit_code:
+        main(["verify", str(two / "checkpoints")])
+    assert exit_code.value.code == 2
+    assert "has no checkpoint" in capsys.readouterr().err

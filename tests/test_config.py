@@ -1,8 +1,11 @@
+import contextlib
 import json
 import pathlib
 import re
 import runpy
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 from small import config as small_config
 
@@ -124,3 +127,32 @@ def test_a_field_out_of_range_is_refused(field, value, right):
 def test_what_cannot_be_is_told_with_what_would_be_right(overrides, right):
     with pytest.raises(config_lib.ConfigError, match=re.escape(right)):
         config_lib.validate(small_config(**overrides))
+
+
+FIELDS = config_lib.flatten(small_config())
+WHOLE = st.one_of(st.integers(), st.sampled_from([0, 1, -1, 2**31, 2**32, 2**63]))
+NUMBERS = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, -1.0, 1e308]))
+TEXTS = st.one_of(st.text(max_size=20), st.sampled_from(["", "A", "none", "(", "..", "/", "tfds"]))
+# What a command line can set a field of a type to; None stands for a placeholder.
+VALUES = {
+    bool: st.booleans(),
+    int: WHOLE,
+    float: NUMBERS,
+    str: TEXTS,
+    tuple: st.lists(st.one_of(NUMBERS, WHOLE, TEXTS), max_size=4).map(tuple),
+    type(None): st.one_of(WHOLE, NUMBERS, TEXTS, st.booleans()),
+}
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(data=st.data())
+def test_no_override_makes_a_traceback(data):
+    config = small_config()
+    for field in data.draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=3)):
+        value = data.draw(VALUES[type(FIELDS[field])], label=field)
+        try:
+            config.update_from_flattened_dict({field: value})
+        except TypeError:  # a placeholder's type, which the command line checks
+            hypothesis.reject()
+    with contextlib.suppress(config_lib.ConfigError):
+        config_lib.validate(config)

@@ -93,7 +93,7 @@ def three_steps(mode, num_devices, bn_axis, calls=(1, 1, 1), on_devices=False):
     for count, batch in small.batches.take(calls):
         step = compiled(mode, num_devices, bn_axis, count, on_devices)
         state, new = step(state, batch, *small.examples)
-        metrics += small.parallel.fetch(new)
+        metrics += small.parallel.fetch(new, count)
     state = small.parallel.single(state)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return ThreeSteps(jax.device_get(variables), metrics)
@@ -164,7 +164,7 @@ class Tiny(nn.Module):
         return nn.Dense(10)(nn.silu(x).mean((1, 2)))
 
 
-def tiny_step(mode, num_devices, norm, parts=1, order=slice(None)):
+def tiny_step(mode, num_devices, norm, parts=1, order=slice(None), scale=1 / 255):
     """The variables and metrics after a step on 32 images; nothing may have been gathered."""
     parallel = DataParallel.over(mode, jax.devices()[:num_devices])
     tx = optax.sgd(0.5)
@@ -173,7 +173,7 @@ def tiny_step(mode, num_devices, norm, parts=1, order=slice(None)):
     train_step = functools.partial(
         steps.train_step,
         axis_name=parallel.axis_name,
-        augment=lambda keys, images: images / 255.0,
+        augment=lambda keys, images: images * scale,
         accumulation=parts,
     )
     step = parallel.step(train_step, donate_state=True)
@@ -187,6 +187,20 @@ def tiny_step(mode, num_devices, norm, parts=1, order=slice(None)):
     state, metrics = step(state, placed)
     variables = jax.device_get(parallel.single(state).eval_variables)
     return ThreeSteps(variables, parallel.fetch(metrics))
+
+
+@pytest.mark.parametrize(("mode", "devices"), [("jit", 1), ("shard_map", 8), ("pmap", 8)])
+def test_an_update_that_is_not_finite_is_skipped_everywhere(mode, devices):
+    skipped = tiny_step(mode, devices, "batch", scale=float("nan"))
+    (metrics,) = skipped.metrics
+    assert np.isnan(metrics["loss"])
+    assert metrics["skipped"] == 1
+    fresh = jax.device_get(
+        Tiny("batch").init(jax.random.key(0, impl="rbg"), np.zeros((1, 8, 8, 3)), train=False)
+    )
+    jax.tree.map(np.testing.assert_array_equal, skipped.variables, fresh)
+    (metrics,) = tiny_step(mode, devices, "batch").metrics
+    assert metrics["skipped"] == 0
 
 
 @pytest.mark.parametrize("norm", ["none", "group"])

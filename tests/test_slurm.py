@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from launch import slurm
+from launch import here, lock, slurm
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -87,7 +87,7 @@ def test_several_nodes_have_a_process_for_each_gpu(tmp_path):
 
 def test_a_machine_without_slurm_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(slurm.SlurmError, match=r"there is no squeue on this machine.*") as error:
+    with pytest.raises(slurm.SlurmError, match=r"there is no squeue on this machine") as error:
         slurm.submit([Run("a", tmp_path / "sweep" / "a")], options())
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -269,6 +269,8 @@ def test_a_stopped_run_is_requeued_and_resumes(cluster, tmp_path, monkeypatch, c
     capsys.readouterr()
     submit([run])
     assert capsys.readouterr().out == "long: pending\n"
+    with pytest.raises(ValueError, match="SLURM has 1 of its runs, such as long"):
+        here.submit([run], argparse.Namespace(parallel=None))
     release(f"{job}_0", 1)
     wait_for(lambda: resumed(run) == 1)
     # SLURM takes the nodes for another job, and gives them back.
@@ -341,6 +343,8 @@ def test_what_slurm_refuses_is_told_in_one_line(cluster, tmp_path, monkeypatch):
     assert not queue()
     # The script is there to be changed, and the same command tries again.
     assert [path.name for path in (tmp_path / "sweep" / "slurm").iterdir()] == ["next.sh"]
+    with lock.held(tmp_path / "sweep"), pytest.raises(lock.LockError, match="another sweep"):
+        slurm.submit(runs[:1], options())
 
 
 @pytest.mark.slow

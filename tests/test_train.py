@@ -15,6 +15,7 @@ from small import config as small_config
 import resflax
 from resflax import config as config_lib
 from resflax import progress, train
+from resflax.checkpoint import store
 from resflax.data import sources
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -165,11 +166,24 @@ def test_a_call_longer_than_the_evaluations_allow_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path):
-    code, errors = stop(tmp_path / "run", signal.SIGINT, "--config.train.epochs=1000")
-    assert code == 130
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_saves_its_state_says_how_to_go_on_and_does(finished, tmp_path, number, code):
+    # So that only a stop saves anything between the first epoch and the last.
+    rarely = ("--config.eval.every_epochs=9", "--config.checkpoint.every_epochs=9")
+    process = start(tmp_path / "run", *rarely)
+    metrics = tmp_path / "run/metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
     assert f"--workdir {tmp_path / 'run'} goes on" in errors
     assert "Traceback" not in errors
+    (step,) = store.steps(tmp_path / "run")
+    assert step < 18
+    assert f"resumed after step {step} of 20" in finish(tmp_path / "run", *rarely)
+    assert_same_run(finished[0], tmp_path / "run")
 
 
 def test_another_config_does_not_touch_the_run(finished):

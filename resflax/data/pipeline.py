@@ -73,14 +73,14 @@ class TrainBatches:
             share = _share(batch_size)
             return read(indices[share], seeds[share])
 
-        dataset = (
+        order = (
             grain.MapDataset.range(num_examples)
             .seed(seed)
             .shuffle()
             .batch(batch_size, drop_remainder=True)
-            .random_map(example_batch)
-            .repeat(None)
         )
+        self._order = order.repeat(None)
+        dataset = order.random_map(example_batch).repeat(None)
         self._iterator = iter(dataset.to_iter_dataset(_options(threads)))
         self._put = put
         self._ahead = ahead
@@ -112,6 +112,10 @@ class TrainBatches:
     def position(self) -> dict[str, Any]:
         """Where the batches given out so far end; JSON."""
         return self._position
+
+    def indices(self, step: int) -> list[int]:
+        """The examples of a step's batch, over all processes; the first step is 1."""
+        return [int(i) for i in self._order[step - 1]]
 
     def seek(self, position: dict[str, Any]) -> None:
         """Sets a saved position: the next batch is the one that came after it."""

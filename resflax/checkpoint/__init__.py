@@ -1,0 +1,16 @@
+"""Checkpoints: saved while a run trains, verified, and restored to go on or into a script."""
+
+from resflax.checkpoint.manifest import DamageError, facts
+from resflax.checkpoint.restored import Run, restore_model
+from resflax.checkpoint.saver import Checkpointer, SaveError
+from resflax.checkpoint.store import CheckpointError
+
+__all__ = [
+    "CheckpointError",
+    "Checkpointer",
+    "DamageError",
+    "Run",
+    "SaveError",
+    "facts",
+    "restore_model",
+]

@@ -1,0 +1,224 @@
+"""The checkpoints of a run that trains: saved in the background, verified, and gone on from.
+
+A step's checkpoint has the items 'variables', 'ema' (where averages are kept), 'optimizer' (with
+the step and the random key) and 'data' (the position in the data), so that a script reads no more
+than the variables.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from resflax import processes
+from resflax.checkpoint import leaves, store
+from resflax.checkpoint.manifest import Manifest
+from resflax.models import repeat
+from resflax.train_state import TrainState
+
+
+class SaveError(ValueError):
+    """A state was not saved, and those before it are still there; the message says why."""
+
+
+class Checkpointer:
+    """Saves and restores the states of one run, in the background where it can."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int,
+        *,
+        facts: dict[str, Any] | None = None,
+        report: Callable[[str], None] = lambda text: None,
+        unsaved: Callable[[str], None] | None = None,
+    ):
+        """Opens the run's checkpoints; damaged ones are set aside.
+
+        Args:
+          workdir: absolute.
+          keep: how many of the latest to keep; the best by the evaluation's top-1 stays besides.
+          facts: for the manifests: see manifest.facts.
+          report: is told what was found damaged or unfinished.
+          unsaved: is told where a state cannot be saved, and why; None: SaveError is raised.
+
+        Raises:
+          CheckpointError: if there are checkpoints, and all of them are damaged.
+        """
+        self._workdir = workdir
+        self._keep = keep
+        self._facts = facts or {}
+        self._unsaved = unsaved
+        # Of the save that is under way: its step, and what makes its manifest.
+        self._saving: tuple[int, Callable[[], Manifest]] | None = None
+        processes.on_first(lambda: store.tidy(workdir, report))
+        self._manager = self._open()
+
+    def save(
+        self, state: TrainState, position: dict[str, Any], metrics: dict[str, float] | None = None
+    ) -> None:
+        """Starts to save a state.
+
+        Args:
+          state: one copy (see DataParallel.single).
+          position: of the training data.
+          metrics: of the state's evaluation, if there was one.
+
+        Raises:
+          SaveError: if there is no room for it, or the one before could not be written.
+        """
+        self.wait()
+        step = int(state.step)
+        packed = _items(state)
+        if not self._has_room(step, packed):
+            return
+        checksums = leaves.checksums(packed, state.loops)
+        # On the host, where a slice costs nothing: the stacks have hundreds.
+        items = repeat.unpack(jax.device_get(packed) if state.loops else packed, state.loops)
+        shapes = {path: leaves.shape_and_dtype(x) for path, x in leaves.by_path(items).items()}
+
+        def manifest() -> Manifest:
+            sums = repeat.unpack(jax.device_get(checksums), state.loops)
+            return Manifest(leaves.describe(shapes, sums), metrics or {}, self._facts)
+
+        self._saving = step, manifest
+        args = ocp.args.Composite(
+            data=ocp.args.JsonSave(position),
+            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+        )
+        self._manager.save(step, args=args, metrics=metrics)
+
+    def restore_latest(
+        self, state: TrainState, sharding: jax.sharding.Sharding
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The latest state and its position in the data, or None if there is none.
+
+        Args:
+          state: of the same shapes as the saved one; its values do not matter.
+          sharding: of the restored arrays.
+
+        Raises:
+          CheckpointError: if its arrays are others, or not those that were saved.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        manifest = Manifest.read(store.directory(self._workdir) / str(step))
+        shapes = jax.eval_shape(lambda s: repeat.unpack(_items(s), s.loops), state)
+        leaves.require_same(manifest.leaves, shapes, f"the checkpoint of step {step}")
+        targets = {name: abstract(tree, sharding) for name, tree in shapes.items()}
+        args = ocp.args.Composite(
+            data=ocp.args.JsonRestore(),
+            **{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()},
+        )
+        restored = self._manager.restore(step, args=args)
+        position = restored["data"]
+        items = {name: repeat.pack(restored[name], state.loops) for name in targets}
+        sums = repeat.unpack(jax.device_get(leaves.checksums(items, state.loops)), state.loops)
+        leaves.require_checksums(manifest.leaves, sums, f"the checkpoint of step {step}")
+        state = state.replace(**items["variables"], **items["optimizer"], ema=items.get("ema"))
+        return state, position
+
+    @property
+    def latest_step(self) -> int | None:
+        """Of the states that are saved, or under way."""
+        step: int | None = self._manager.latest_step()
+        return step
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step with the best evaluation of those kept, and its top-1; None if there is none."""
+        step = self._manager.best_step()
+        return None if step is None else (step, self._manager.metrics(step)[store.BEST_METRIC])
+
+    def wait(self) -> None:
+        """Returns when what was to be saved is on disk.
+
+        Raises:
+          SaveError: if it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        # Orbax and tensorstore pass on whatever the file system has against it.
+        except Exception as error:
+            if self._saving is None:
+                raise
+            step, self._saving = self._saving[0], None
+            # A new one: this one counts the step as saved. What is left of it goes.
+            self._manager = self._open()
+            self._failed(f"the state of step {step} could not be saved: {_said(error)}.")
+        self._saving = None
+
+    def close(self) -> None:
+        """Waits and ends the background threads.
+
+        Raises:
+          SaveError: if the last state could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        latest = checkpoint_managers.LatestN(self._keep)
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda m: m[store.BEST_METRIC],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        return ocp.CheckpointManager(
+            store.directory(self._workdir),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=lambda metrics: metrics[store.BEST_METRIC],
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
+            ),
+        )
+
+    def _complete(self) -> None:
+        """Writes the manifest, when a checkpoint has all its files and has not yet its name."""
+        if jax.process_index() == 0 and self._saving is not None:
+            step, manifest = self._saving
+            (unfinished,) = store.directory(self._workdir).glob(f"{step}{store.UNFINISHED}*")
+            manifest().write(unfinished)
+
+    def _has_room(self, step: int, items: Any) -> bool:
+        wanted = sum(leaves.num_bytes(array) for array in jax.tree.leaves(items))
+        free = shutil.disk_usage(store.directory(self._workdir)).free
+        # All processes do the same, though one may see less of the disk than another.
+        has_room = processes.agreed(free >= wanted)
+        if not has_room:
+            self._failed(
+                f"the state of step {step} was not saved: it takes {wanted / 2**20:,.1f} MiB, and "
+                f"{free / 2**20:,.1f} MiB are free in {self._workdir}."
+            )
+        return has_room
+
+    def _failed(self, text: str) -> None:
+        if self._unsaved is None:
+            raise SaveError(f"{text} The states before it are there; the same command goes on.")
+        self._unsaved(f"{text} The run goes on.")
+
+
+def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """The shapes of a tree's arrays, to be restored with a sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    items = {
+        "variables": {"params": state.params, "batch_stats": state.batch_stats},
+        "optimizer": {"opt_state": state.opt_state, "step": state.step, "key": state.key},
+    }
+    return items if state.ema is None else items | {"ema": state.ema}
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error, which tensorstore follows with its own."""
+    return f"{str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"

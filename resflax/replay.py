@@ -1,0 +1,74 @@
+"""Repeats the step at which a run failed, from its last checkpoint, to look into it."""
+
+import contextlib
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+
+from resflax import assembly, checkpoint, optimizers, train
+from resflax import config as config_lib
+from resflax import workdir as workdir_lib
+from resflax.console import Console
+from resflax.data import sources
+from resflax.failure import FILE, Failure, FailureError
+from resflax.parallel import DataParallel
+
+
+def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+    """Trains from the last checkpoint to the step of failure.json, and prints what it gives there.
+
+    Nothing in the directory is changed, so that it can be done again, with a debugger say.
+
+    Args:
+      config: of the run.
+      workdir: of the run, absolute.
+
+    Returns:
+      Whether the step gave the same, bit for bit.
+
+    Raises:
+      ValueError: if no step of the run failed, or another config is given.
+    """
+    config_lib.validate(config, jax.device_count())
+    failure = Failure.read(workdir)
+    if changes := config_lib.difference(workdir_lib.read_config(workdir), config):
+        raise FailureError(f"the run has another config ({'; '.join(changes)}); give its own.")
+    parallel = DataParallel.over(config.parallel.mode)
+    dataset = sources.load(config.data)
+    batches, examples = assembly.training_data(config, dataset, parallel)
+    num_classes = dataset.description.num_classes
+    model = config_lib.build_model(config, num_classes, parallel.axis_name)
+    schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
+    state = assembly.create_state(config, model, dataset, schedule, parallel)
+    console = Console(active=jax.process_index() == 0)
+    with contextlib.closing(checkpoint.Checkpointer(workdir, config.checkpoint.keep)) as saved:
+        state = train.resume(state, config, num_classes, saved, batches, parallel)
+    first_step = int(parallel.single(state).step)
+    if first_step >= failure.step:
+        raise FailureError(
+            f"the run went on: its checkpoint is of step {first_step}, after step {failure.step}."
+        )
+    console.print(f"from step {first_step} to step {failure.step}")
+    step = assembly.train_step(config, dataset, parallel, on_devices=bool(examples))
+    metrics: dict[str, jax.Array] = {}
+    for _, batch in batches.take([1] * (failure.step - first_step)):
+        state, metrics = step(state, batch, *examples)
+    (found,) = parallel.fetch(metrics)
+    norms = np.asarray(list(failure.layer_norms.values()), np.float32)
+    same = all(
+        np.array_equal(np.float32(a), np.float32(b), equal_nan=True)
+        for a, b in (
+            (found["loss"], failure.loss),
+            (found["grad_norm"], failure.grad_norm),
+            (found["layer_norms"], norms),
+        )
+    )
+    for name, norm in zip(failure.layer_norms, found["layer_norms"], strict=True):
+        console.print(f"{norm:12.4g}  {name}")
+    console.print(
+        f"step {failure.step}: loss {found['loss']}, norm of the gradient {found['grad_norm']}: "
+        f"{'as' if same else 'NOT as'} in {workdir / FILE}"
+    )
+    return same

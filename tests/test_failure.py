@@ -1,0 +1,108 @@
+"""Numbers that are not finite: skipped, counted, recorded and replayed."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from small import config as small_config
+
+import resflax
+from resflax import failure, progress, replay, train
+
+# An update of this rate makes the next loss infinite or NaN.
+DIVERGING = {"optim.lr": 1e20, "optim.momentum": 0.0, "train.epochs": 4.0}
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    """The directory of a run that diverged, and what it said."""
+    workdir = tmp_path_factory.mktemp("failed") / "run"
+    with pytest.raises(progress.NonFiniteError) as error:
+        train.train_and_evaluate(small_config(**DIVERGING), workdir)
+    return workdir, str(error.value)
+
+
+def test_the_step_is_recorded(failed):
+    workdir, said = failed
+    record = failure.Failure.read(workdir)
+    assert f"of step {record.step} " in said
+    assert "config.train.max_skips is 0" in said
+    assert f"{workdir / 'failure.json'} tells of the step, and --replay repeats it" in said
+    assert len(set(record.indices)) == 32
+    assert max(record.indices) < 64
+    assert "head/kernel" in record.layer_norms
+    assert not np.isfinite([record.loss, record.grad_norm]).all()
+
+
+def test_nothing_is_spoilt(failed):
+    for path in (failed[0] / "checkpoints").glob("[0-9]*"):
+        variables = resflax.restore(failed[0], step=int(path.name)).variables
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+
+
+def test_a_replay_gives_the_same(failed, capsys):
+    workdir, _ = failed
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    assert replay.replay(small_config(**DIVERGING), workdir)
+    output = capsys.readouterr().out
+    assert "head/kernel" in output
+    assert ": as in " in output
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    # Of other numbers it says so.
+    record = json.loads((workdir / "failure.json").read_text())
+    text = json.dumps(record | {"grad_norm": 1.0})
+    (workdir / "failure.json").write_text(text)
+    assert not replay.replay(small_config(**DIVERGING), workdir)
+    (workdir / "failure.json").write_text(json.dumps(record))
+
+
+def test_another_config_is_not_replayed(failed):
+    with pytest.raises(ValueError, match="the run has another config"):
+        replay.replay(small_config(), failed[0])
+
+
+def test_a_run_that_did_not_fail_is_not_replayed(tmp_path):
+    with pytest.raises(ValueError, match="no step of this run failed"):
+        replay.replay(small_config(), tmp_path)
+
+
+def test_updates_are_skipped_and_counted(failed, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    train.train_and_evaluate(small_config(**DIVERGING, **{"train.max_skips": 8}), workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    counts = [line["train/skipped"] for line in lines if "train/skipped" in line]
+    assert counts == sorted(counts)
+    assert counts[-1] >= 1
+    first = failure.Failure.read(failed[0]).step
+    assert f"of step {first} " in capsys.readouterr().out
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    variables = resflax.restore(workdir).variables
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+
+
+def test_a_jump_of_the_loss_is_told():
+    said = []
+
+    class Console:
+        print = said.append
+
+        def progress(self, *arguments):
+            pass
+
+    follower = progress.Progress(
+        Console(),
+        None,
+        lambda step: 0.1,
+        total_steps=200,
+        steps_per_epoch=10,
+        batch_size=1,
+        every_steps=10,
+    )
+    rng = np.random.default_rng(0)
+    norms = {"grad_norm": 1.0, "top1": 0.0, "skipped": 0.0, "layer_norms": np.ones(2)}
+    for step in range(1, 151):
+        loss = 9.0 if step == 140 else 2.0 + rng.uniform(-0.1, 0.1)
+        follower.steps(step, [{"loss": loss, **norms}])
+    (text,) = said
+    assert text.startswith("the loss of step 140 (epoch 14.00) jumped to 9.0000, from 2.0")
