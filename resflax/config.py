@@ -245,6 +245,9 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
       config: of a run.
       num_devices: that will share its batches.
     """
+    for field, value in flatten(config).items():
+        if isinstance(value, tuple) and not all(isinstance(part, int | float) for part in value):
+            raise ConfigError(f"config.{field} {value} must be numbers.")
     _choice(config, "model.dtype", DTYPES)
     try:
         create_model(config.model.name, **model_overrides(config))
