@@ -37,14 +37,15 @@ def get_config(dataset: str = "digits") -> ml_collections.ConfigDict:
         config.optim.lr = 0.2
     elif dataset == "shapes":
         config.data.image_size = 16
-        config.data.shapes.difficulty = 0.1
+        config.data.shapes.difficulty = 0.0
         config.data.shapes.num_test = 2000
         config.model.depth = 14
         config.model.num_filters = 8
         config.model.cardinality = 4
         config.model.base_width = 24
         config.train.batch_size = 32
-        config.train.epochs = 6.0
+        config.train.epochs = 5.0
+        config.optim.warmup_epochs = 1.0
         config.optim.lr = 0.4
     else:
         raise ConfigError(f"se_resnext.py has no settings for {dataset!r}: digits, shapes.")

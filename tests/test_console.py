@@ -71,9 +71,9 @@ def test_means_over_the_interval_are_written(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stops_the_run_with_its_step(name, value):
     with pytest.raises(NonFiniteError, match=r"of step 3 \(epoch 1.50\) is (nan|inf)"):
-        progress().steps(3, [{**METRICS, name: value}])
+        progress().steps(3, [{**METRICS, name: value, "skipped": 1.0}])
     with pytest.raises(NonFiniteError, match=r"of step 3 \(epoch 1.50\) is (nan|inf)"):
-        progress().steps(5, [METRICS, {**METRICS, name: value}, METRICS, METRICS])
+        progress().steps(5, [METRICS, {**METRICS, name: value, "skipped": 1.0}, METRICS, METRICS])
 
 
 def test_steps_of_one_call_are_seen_one_by_one(monkeypatch):

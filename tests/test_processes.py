@@ -214,7 +214,7 @@ def test_a_signal_to_one_stops_all_and_the_same_command_goes_on(two, tmp_path):
     group[1].send_signal(signal.SIGTERM)
     codes, _, errors = outcome(group)
     if codes != [0, 0]:  # or it had come to its end
-        assert codes == [130, 130], errors
+        assert codes == [143, 143], errors
         assert all(f"--workdir {tmp_path / 'run'} goes on" in text for text in errors)
         assert not (tmp_path / "run/result.json").exists()
         output, _ = complete(tmp_path / "run", 2, 1, *flags)

@@ -2,6 +2,7 @@ import collections
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,24 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path):
     assert code == -signal.SIGKILL
     assert "resumed after step" in finish(tmp_path / "run")
     assert_same_run(finished[0], tmp_path / "run")
+
+
+def test_damage_is_walked_back_from(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "result.json").unlink()
+    path = max((workdir / "checkpoints/20/ema").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match="step 20 is damaged.* Step 18 is restored"):
+        assert resflax.restore(workdir).step == 18
+    with pytest.raises(ValueError, match=f"step 20 is damaged: {path} is not what was written"):
+        resflax.restore(workdir, step=20)
+    output = " ".join(finish(workdir).split())
+    assert f"moved to {workdir / 'damaged_checkpoints/20'}; the run has step 18" in output
+    assert "resumed after step 18 of 20" in output
+    assert_same_run(finished[0], workdir)
 
 
 def test_several_steps_in_a_call_change_nothing(finished, tmp_path):
