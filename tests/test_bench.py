@@ -19,6 +19,8 @@ from resflax.bench import capacity, ours, peers, report, roofline, rounds, stock
 from resflax.bench.case import Case
 from resflax.bench.rounds import Costs, Entry, Result
 
+pytestmark = pytest.mark.once
+
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 

@@ -170,7 +170,9 @@ def test_another_networks_state_is_refused_by_the_leafs_name(two):
     init = functools.partial(create_train_state, Linear(), optax.sgd(0.1, 0.9), (4, 4, 5), ema=True)
     with (
         contextlib.closing(Checkpointer(two, keep=5)) as loader,
-        pytest.raises(CheckpointError, match=r"step 2 has ema/\S+/BatchNorm_0/\w+ as float32 \[2\]; "),
+        pytest.raises(
+            CheckpointError, match=r"step 2 has ema/\S+/BatchNorm_0/\w+ as float32 \[2\]; "
+        ),
     ):
         loader.restore_latest(parallel.create(init, 0), parallel.replicated)
 

@@ -8,7 +8,7 @@ from resflax.curves import read_metrics
 from resflax.progress import NonFiniteError, Progress
 from resflax.writers import MetricWriter
 
-METRICS = {"loss": 1.0, "top1": 0.5, "grad_norm": 2.0}
+METRICS = {"loss": 1.0, "top1": 0.5, "grad_norm": 2.0, "layer_norms": (2.0,), "skipped": 0.0}
 
 
 def progress(writer=None, every_steps=2, console=None):

@@ -16,6 +16,8 @@ from small import config as small_config
 import resflax
 from resflax.checkpoint import store
 
+pytestmark = pytest.mark.once
+
 # All that could go wrong: averages, dropout, stochastic depth, mixup, augmentation, momentum.
 CONFIG = {
     "model.name": "cifar_resnet20",

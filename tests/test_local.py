@@ -9,6 +9,8 @@ import pytest
 
 from launch import local
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # A program that takes the flags of resflax.main, and meets the others by jax.

@@ -16,6 +16,8 @@ from resflax import train, workdir
 from resflax.data import examples, pipeline, resident, sources
 from resflax.data.bad import BadImagesError
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parent.parent
 SIZE = 16
 

@@ -12,6 +12,8 @@ import pytest
 
 from launch import lock, sweep
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Two runs of one architecture, quick to compile, and one that cannot be.

@@ -12,6 +12,8 @@ from resflax import assembly, train, transfer
 from resflax import config as config_lib
 from resflax.parallel import DataParallel
 
+pytestmark = pytest.mark.once
+
 # Compiled faster than the network of the other tests.
 PLAIN = {
     "model.name": "cifar_resnet20",
