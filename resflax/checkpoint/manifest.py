@@ -167,16 +167,18 @@ def facts(config_text: str) -> dict[str, Any]:
 @functools.cache
 def _revision() -> str | None:
     """The git commit of the code, with '-dirty' where it was changed; None: it is installed."""
-    here = pathlib.Path(__file__).parent
-    try:
+    file = pathlib.Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
+            command, capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
+
+    try:
+        # In a virtual environment inside a repository, that one is another project's.
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
 
