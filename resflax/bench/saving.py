@@ -50,9 +50,14 @@ class Save:
 
 def saves(state: TrainState, folder: pathlib.Path, repeats: int) -> Iterator[Save]:
     """Saves a state, changed a little each time; the first one, which sets up, is left out."""
-    change = jax.jit(
-        lambda s: s.replace(step=s.step + 1, params=jax.tree.map(lambda x: x * 1.01, s.params))
-    )
+
+    @jax.jit
+    def change(state: TrainState) -> TrainState:
+        # Of a momentum of zeros a compressed file would have nothing.
+        updates, opt_state = state.tx.update(state.params, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+
     saver = checkpoint.Checkpointer(folder, keep=1, facts=checkpoint.facts(""))
     for number in range(repeats + 1):
         state = jax.block_until_ready(change(state))
