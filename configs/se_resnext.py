@@ -3,7 +3,8 @@
 python -m resflax.main --config configs/se_resnext.py[:digits|shapes]
 
 digits: 99.81 +- 0.32 % top-1 after the last epoch, mean and standard deviation of the seeds 0, 1
-and 2 (358, 360 and 360 of 360 images), 40 to 53 s on 2 CPU cores, compiling included.
+and 2 (358, 360 and 360 of 360 images), 40 to 153 s on 2 shared CPU cores, compiling included.
+shapes: 80.5 % with seed 0; results/sweep_shapes has the sweep, 29 minutes on the same.
 """
 
 import itertools
@@ -16,7 +17,9 @@ from resflax.config import ConfigError, base
 
 
 def get_config(dataset: str = "digits") -> ml_collections.ConfigDict:
-    """SE-ResNeXt-26 or -14, for images of 16 pixels."""
+    """SE-ResNeXt for images of 16 pixels: for digits 26 layers of 8 x 16d (at 64 filters; 16 here),
+    for shapes 14 of 4 x 24d (8 filters here).
+    """
     config = base()
     config.model.name = "se_resnext50_32x4d"
     config.model.depth = 26

@@ -10,7 +10,6 @@ import importlib
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from launch import runs
 from resflax import command
@@ -28,7 +27,7 @@ EXECUTORS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sweep of the command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    choice = _Parser(add_help=False, allow_abbrev=False)
+    choice = command.Parser(add_help=False, allow_abbrev=False)
     choice.add_argument(
         "--executor", choices=EXECUTORS, default="local", help="where they run; default: local"
     )
@@ -53,17 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.fail(str(error))
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2."""
-        command.fail(message)
-
-
 def _parser(choice: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What every executor has, beside the choice of one."""
-    parser = _Parser(
+    parser = command.Parser(
         prog="python -m launch.sweep",
         description=__doc__.partition(":")[0] + ".",
         parents=[choice],

@@ -18,6 +18,14 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit code 2."""
+        fail(message)
+
+
 def config_name() -> str:
     """The config file's name, without its ending."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem

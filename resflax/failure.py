@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resflax import workdir as workdir_lib
+from resflax.checkpoint import leaves
 from resflax.data.pipeline import TrainBatches
 from resflax.progress import NonFiniteError
 from resflax.train_state import TrainState
@@ -74,8 +75,7 @@ def recorder(
       batches: of its training data.
       state: of the run, any one; its key and its parameters' names are looked at.
     """
-    paths = jax.tree_util.tree_leaves_with_path(state.params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    names = list(leaves.by_path(state.params))
     # On the host: the state's arrays are given to the first step.
     key_data = np.asarray(jax.random.key_data(state.key))
 

@@ -19,7 +19,7 @@ from resflax.parallel import DataParallel
 def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     """Trains from the last checkpoint to the step of failure.json, and prints what it gives there.
 
-    Nothing in the directory is changed, so that it can be done again, with a debugger say.
+    It can be done again, with a debugger say: nothing is saved.
 
     Args:
       config: of the run.

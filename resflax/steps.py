@@ -79,18 +79,17 @@ def train_step(
 
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-        # The average of few steps is short, so that it forgets the initial values (as in TF).
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        new = {"params": params, "batch_stats": batch_stats}
-        ema = optax.incremental_update(new, ema, 1.0 - decay)
-    squares = jnp.stack([jnp.sum(jnp.square(jnp.abs(g))) for g in jax.tree.leaves(grads)])
+    new = {
+        "params": params,
+        "batch_stats": batch_stats,
+        "opt_state": opt_state,
+        "ema": _averages(state, params, batch_stats, ema_decay),
+    }
+    squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
     grad_norm = jnp.sqrt(jnp.sum(squares))
     # The gradient too: it spoils the parameters one step before the loss shows it, or for good
     # behind a ReLU that turns NaN into zero.
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
     old = {name: getattr(state, name) for name in new}
     kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     state = state.replace(step=state.step + 1, skipped=state.skipped + ~finite, **kept)
@@ -101,6 +100,16 @@ def train_step(
         "layer_norms": jnp.sqrt(squares),
         "skipped": state.skipped,
     }
+
+
+def _averages(state: TrainState, params: Any, batch_stats: Any, ema_decay: float) -> Any:
+    """The moving averages after a step that gave these variables, if the state has any."""
+    if state.ema is None:
+        return None
+    # The average of few steps is short, so that it forgets the initial values (as in TF).
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    new = {"params": params, "batch_stats": batch_stats}
+    return optax.incremental_update(new, state.ema, 1.0 - decay)
 
 
 def _gradients(

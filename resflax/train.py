@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import jax
 import ml_collections
+import optax
 
 from resflax import assembly, checkpoint, failure, interruption, optimizers, processes, transfer
 from resflax import config as config_lib
@@ -93,13 +94,7 @@ def train_and_evaluate(
 
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(interruption.deferred())
-        checkpointer = checkpoint.Checkpointer(
-            workdir,
-            config.checkpoint.keep,
-            facts=checkpoint.facts(config_lib.to_json(config)),
-            report=console.print,
-            unsaved=console.print if config.checkpoint.if_unsaved == "go_on" else None,
-        )
+        checkpointer = _checkpointer(config, workdir, console)
         stack.callback(checkpointer.close)
         # Also where too many of them stop the run.
         stack.callback(workdir_lib.write_bad_files, workdir, dataset.bad, jax.process_index())
@@ -109,16 +104,8 @@ def train_and_evaluate(
             console.print(f"resumed after step {first_step} of {total_steps}")
 
         writer = stack.enter_context(MetricWriter(workdir, first_step)) if is_main else None
-        progress = Progress(
-            console,
-            writer,
-            schedule,
-            total_steps=total_steps,
-            steps_per_epoch=batches.steps_per_epoch,
-            batch_size=config.train.batch_size,
-            every_steps=config.log.every_steps,
-            max_skips=config.train.max_skips,
-        )
+        lengths = total_steps, batches.steps_per_epoch
+        progress = _progress(config, console, writer, schedule, lengths)
         stack.push(failure.recorder(workdir, batches, parallel.single(state)))
         stack.enter_context(console.bar(first_step, total_steps))
 
@@ -170,6 +157,38 @@ def _open(
 ) -> None:
     workdir_lib.open_run(workdir, config)
     workdir_lib.write_description(workdir, description)
+
+
+def _checkpointer(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console
+) -> checkpoint.Checkpointer:
+    return checkpoint.Checkpointer(
+        workdir,
+        config.checkpoint.keep,
+        facts=checkpoint.facts(config_lib.to_json(config)),
+        report=console.print,
+        unsaved=console.print if config.checkpoint.if_unsaved == "go_on" else None,
+    )
+
+
+def _progress(
+    config: ml_collections.ConfigDict,
+    console: Console,
+    writer: MetricWriter | None,
+    schedule: optax.Schedule,
+    lengths: tuple[int, int],
+) -> Progress:
+    total_steps, steps_per_epoch = lengths
+    return Progress(
+        console,
+        writer,
+        schedule,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=config.train.batch_size,
+        every_steps=config.log.every_steps,
+        max_skips=config.train.max_skips,
+    )
 
 
 def resume(

@@ -16,7 +16,7 @@ ARROWS = {
     "metrics": set(),
     "runtime": set(),
     "interruption": set(),
-    "failure": {"data", "progress", "train_state", "workdir"},
+    "failure": {"checkpoint", "data", "progress", "train_state", "workdir"},
     "processes": set(),
     "train_state": {"models"},
     "steps": {"metrics", "train_state"},

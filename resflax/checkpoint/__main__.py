@@ -4,13 +4,11 @@ list shows them, verify reads every byte of them, prune deletes all but the late
 Exit code 0: all is well; 1: some are damaged; 2: bad input.
 """
 
-import argparse
 import datetime
 import pathlib
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import rich.console
 import rich.progress
@@ -21,14 +19,9 @@ from resflax.checkpoint import store
 from resflax.checkpoint.manifest import FILE, DamageError, Manifest
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        command.fail(message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line asks for; returns the exit code."""
-    parser = _Parser(prog="python -m resflax.checkpoint", allow_abbrev=False)
+    parser = command.Parser(prog="python -m resflax.checkpoint", allow_abbrev=False)
     tasks = parser.add_subparsers(dest="task", required=True)
     for name, text in (
         ("list", "show the checkpoints"),

@@ -105,8 +105,12 @@ class Manifest:
             raise DamageError(f"{path} is not what was written.") from None
 
     @classmethod
-    def verify(cls, checkpoint: pathlib.Path) -> Self:
+    def verify(cls, checkpoint: pathlib.Path, item: str = "") -> Self:
         """That of a checkpoint, each of whose files is as it was written.
+
+        Args:
+          checkpoint: its directory.
+          item: of the checkpoint: only its files are read; '': all.
 
         Raises:
           DamageError: if one is not.
@@ -117,6 +121,8 @@ class Manifest:
         if strangers := manifest.strangers(checkpoint):
             raise DamageError(f"{checkpoint / strangers[0]} was not there when it was saved.")
         for name, (size, digest) in manifest.files.items():
+            if item and not name.startswith(f"{item}/"):
+                continue
             path = checkpoint / name
             try:
                 found = _digest(path)

@@ -51,7 +51,7 @@ def restore_model(
 ) -> Run:
     """Restores the network of a run, on the first device whatever it was trained on.
 
-    Every byte is verified before. Nothing in the directory is changed.
+    Every byte of it is verified before. Nothing in the directory is changed.
 
     Args:
       workdir: of the run.
@@ -65,15 +65,16 @@ def restore_model(
     config = workdir_lib.read_config(workdir)
     dataset = workdir_lib.read_description(workdir)
     model = config_lib.build_model(config, dataset.num_classes)
-    step, manifest = _choose(workdir, step, best)
-    what = f"the checkpoint of step {step} in {workdir}"
     item = "ema" if config.train.ema_decay else "variables"
+    step, manifest = _choose(workdir, step, best, item)
+    what = f"the checkpoint of step {step} in {workdir}"
     images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     shapes = {"batch_stats": {}} | shapes
     saved = {p: leaf for p, leaf in manifest.leaves.items() if p.partition("/")[0] == item}
     leaves.require_same(saved, {item: shapes}, what)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # Of several processes, each has all of it on a device of its own.
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         variables = checkpointer.restore(
             store.directory(workdir) / str(step) / item, saver.abstract(shapes, device)
@@ -83,8 +84,8 @@ def restore_model(
     return Run(model, variables, config, step, dataset)
 
 
-def _choose(workdir: pathlib.Path, step: int | None, best: bool) -> tuple[int, Manifest]:
-    """The step to restore, and its manifest, with which all its files agree."""
+def _choose(workdir: pathlib.Path, step: int | None, best: bool, item: str) -> tuple[int, Manifest]:
+    """The step to restore, and its manifest, with which all files of the item agree."""
     directory = store.directory(workdir)
     steps = store.steps(workdir)
     if not steps:
@@ -97,11 +98,11 @@ def _choose(workdir: pathlib.Path, step: int | None, best: bool) -> tuple[int, M
         step = store.best({s: Manifest.read(directory / str(s)) for s in steps})
     if step is not None:
         try:
-            return step, Manifest.verify(directory / str(step))
+            return step, Manifest.verify(directory / str(step), item)
         except DamageError as error:
             raise CheckpointError(f"the checkpoint of step {step} is damaged: {error}") from None
     remarks: list[str] = []
-    for good in store.newest_first(workdir, remarks.append):
+    for good in store.newest_first(workdir, remarks.append, item):
         for remark in remarks:
             warnings.warn(f"{remark} Step {good[0]} is restored.", stacklevel=3)
         return good

@@ -5,9 +5,10 @@ the step and the random key) and 'data' (the position in the data), so that a sc
 than the variables.
 """
 
+import contextlib
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -90,7 +91,8 @@ class Checkpointer:
             data=ocp.args.JsonSave(position),
             **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
         )
-        self._manager.save(step, args=args, metrics=metrics)
+        with self._told():
+            self._manager.save(step, args=args, metrics=metrics)
 
     def restore_latest(
         self, state: TrainState, sharding: jax.sharding.Sharding
@@ -124,12 +126,6 @@ class Checkpointer:
         return state, position
 
     @property
-    def latest_step(self) -> int | None:
-        """Of the states that are saved, or under way."""
-        step: int | None = self._manager.latest_step()
-        return step
-
-    @property
     def best(self) -> tuple[int, float] | None:
         """The step with the best evaluation of those kept, and its top-1; None if there is none."""
         step = self._manager.best_step()
@@ -141,16 +137,8 @@ class Checkpointer:
         Raises:
           SaveError: if it could not be written.
         """
-        try:
+        with self._told():
             self._manager.wait_until_finished()
-        # Orbax and tensorstore pass on whatever the file system has against it.
-        except Exception as error:
-            if self._saving is None:
-                raise
-            step, self._saving = self._saving[0], None
-            # A new one: this one counts the step as saved. What is left of it goes.
-            self._manager = self._open()
-            self._failed(f"the state of step {step} could not be saved: {_said(error)}.")
         self._saving = None
 
     def close(self) -> None:
@@ -200,6 +188,20 @@ class Checkpointer:
             )
         return has_room
 
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Where the save that is under way fails, tells of it, and makes room for the next one."""
+        try:
+            yield
+        # Orbax and tensorstore pass on whatever the file system has against it.
+        except Exception as error:
+            if self._saving is None:
+                raise
+            step, self._saving = self._saving[0], None
+            # A new one: this one counts the step as saved. What is left of it goes.
+            self._manager = self._open()
+            self._failed(f"the state of step {step} could not be saved: {_said(error)}.")
+
     def _failed(self, text: str) -> None:
         if self._unsaved is None:
             raise SaveError(f"{text} The states before it are there; the same command goes on.")
@@ -221,4 +223,4 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 def _said(error: Exception) -> str:
     """The first line of an error, which tensorstore follows with its own."""
-    return f"{str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

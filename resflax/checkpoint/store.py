@@ -37,17 +37,18 @@ def best(manifests: dict[int, Manifest]) -> int | None:
 
 
 def newest_first(
-    workdir: pathlib.Path, report: Callable[[str], None]
+    workdir: pathlib.Path, report: Callable[[str], None], item: str = ""
 ) -> Iterator[tuple[int, Manifest]]:
     """The checkpoints that are what was saved, verified one by one as they are asked for.
 
     Args:
       workdir: of the run.
       report: is told of each that is not.
+      item: see Manifest.verify.
     """
     for step in reversed(steps(workdir)):
         try:
-            yield step, Manifest.verify(directory(workdir) / str(step))
+            yield step, Manifest.verify(directory(workdir) / str(step), item)
         except DamageError as error:
             report(f"the checkpoint of step {step} is damaged: {error}")
 

@@ -9,7 +9,6 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import jax
 import rich.console
@@ -21,14 +20,9 @@ from resflax.workdir import write_atomically
 _FORMATS = {"markdown": table.markdown, "html": table.page}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        command.fail(message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Reports what the command line asks for; returns the exit code."""
-    parser = _Parser(
+    parser = command.Parser(
         prog="python -m resflax.report",
         description=__doc__.partition(":")[0] + ".",
         allow_abbrev=False,
