@@ -294,7 +294,7 @@ def test_convolutions_run_on_a_devices_own_images():
 
 def all_reduces(hlo):
     """The replica groups of each all-reduce of a compiled program, and how many arrays it sums."""
-    found = re.findall(r" = (.*?) all-reduce(?:-start)?\(.*?replica_groups=(\S+), ", hlo)
+    found = re.findall(r" = (.*?) all-reduce(?:-start)?\(.*?replica_groups=(.+?), \w+=", hlo)
     return [(groups, len(re.findall(r"\w\d+\[", shapes))) for shapes, groups in found]
 
 
@@ -306,7 +306,9 @@ def assert_reduced_together(hlo, state):
     """
     arrays = len(jax.tree.leaves((state.params, state.batch_stats))) + 2
     found = all_reduces(hlo)
-    assert {groups for groups, _ in found} == {"{{0,1,2,3,4,5,6,7}}"}
+    assert found
+    # The second is what jaxlib 0.12.0.1 and later write.
+    assert {groups for groups, _ in found} <= {"{{0,1,2,3,4,5,6,7}}", "mesh['data'=8] {'data'}"}
     assert sum(count for _, count in found) == arrays
     assert len(found) == math.ceil(arrays / 256)
     for operation in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
