@@ -35,7 +35,7 @@ def training_data(
         seed=config.seed,
         read=resident.read if on_devices else dataset.train.train_batch,
         put=parallel.put,
-        threads=dataset.threads,
+        threads=0 if on_devices else dataset.threads,
     )
     return batches, [parallel.replicate(resident.arrays(dataset.train))] if on_devices else []
 

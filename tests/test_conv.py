@@ -79,12 +79,17 @@ CASES = [
 @pytest.mark.parametrize(
     ("height", "width", "stride", "padding", "groups", "c_in", "c_out", "size"), CASES
 )
-def test_blocks_agree_with_lax(height, width, stride, padding, groups, c_in, c_out, size):
+@pytest.mark.parametrize("lowering", ["blocks", "merged", "phases"])
+def test_compositions_agree_with_lax(
+    lowering, height, width, stride, padding, groups, c_in, c_out, size
+):
+    if lowering == "phases" and groups > 1:
+        return
     x = _normal(0, 2, *size, c_in)
     kernel = _normal(1, height, width, c_in // groups, c_out)
     settings = {"stride": stride, "padding": padding, "groups": groups}
     expected = _value_and_grads("lax", x, kernel, **settings)
-    _assert_close(_value_and_grads("blocks", x, kernel, **settings), expected, 1e-5)
+    _assert_close(_value_and_grads(lowering, x, kernel, **settings), expected, 1e-5)
 
 
 def _scan(layer, x):
@@ -146,7 +151,10 @@ def test_the_default_lowering_agrees_with_lax(kernel_size, groups):
     _assert_close(_value_and_grads(None, *operands, groups=groups), expected, 1e-5)
 
 
-@pytest.mark.parametrize(("lowering", "kernel_size", "groups"), [("blocks", 3, 8), ("dot", 1, 1)])
+@pytest.mark.parametrize(
+    ("lowering", "kernel_size", "groups"),
+    [("blocks", 3, 8), ("merged", 3, 8), ("phases", 3, 1), ("dot", 1, 1)],
+)
 def test_bfloat16_agrees_with_float32_within_its_rounding(lowering, kernel_size, groups):
     operands = _operands(7, kernel_size, 32, 32, groups, jnp.bfloat16)
     actual = _value_and_grads(lowering, *operands, groups=groups)

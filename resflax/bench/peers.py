@@ -100,7 +100,11 @@ class TorchContender:
         self._images = batch.to(self._device).contiguous(memory_format=layout)
         self._labels = torch.from_numpy(labels).long().to(self._device)
         self._optimizer = torch.optim.SGD(
-            network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY
+            network.parameters(),
+            LEARNING_RATE,
+            MOMENTUM,
+            weight_decay=WEIGHT_DECAY,
+            fused=self._device == "cuda",
         )
         self._autocast = functools.partial(
             torch.autocast, self._device, torch.bfloat16, enabled=case.dtype.name == "bfloat16"

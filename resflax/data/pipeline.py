@@ -5,6 +5,7 @@ the host reads and those that live on the devices (see resflax.data.resident).
 """
 
 import collections
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,6 +18,9 @@ from resflax.data.examples import Batch, Source
 
 # Seconds in which a batch that has been read is handed over.
 _INSTANT = 1e-3
+
+# Steps that no run takes.
+_ENDLESS = 2**40
 
 # A batch on the devices, as `put` lays it there.
 Placed = dict[str, Any]
@@ -55,7 +59,7 @@ class TrainBatches:
           seed: of the order.
           read: makes a batch of indices and seeds.
           put: lays a batch over the devices, given the axis of its examples.
-          threads: that read, a batch each.
+          threads: that read, a batch each; 0: who asks for a batch reads it.
           ahead: calls' batches on the devices that have not been asked for yet.
 
         Raises:
@@ -67,20 +71,15 @@ class TrainBatches:
                 f"train.batch_size {batch_size} is more than the {num_examples} training images."
             )
 
-        def example_batch(indices: np.ndarray, rng: np.random.Generator) -> Batch:
+        order = self._order = _Order(num_examples, batch_size, seed)
+
+        def example_batch(step: int, rng: np.random.Generator) -> Batch:
             # Drawn for the whole batch, so that an image's do not depend on who reads it.
             seeds = rng.integers(2**63, size=batch_size)
             share = _share(batch_size)
-            return read(indices[share], seeds[share])
+            return read(order[step][share], seeds[share])
 
-        order = (
-            grain.MapDataset.range(num_examples)
-            .seed(seed)
-            .shuffle()
-            .batch(batch_size, drop_remainder=True)
-        )
-        self._order = order.repeat(None)
-        dataset = order.random_map(example_batch).repeat(None)
+        dataset = grain.MapDataset.range(_ENDLESS).seed(seed).random_map(example_batch)
         self._iterator = iter(dataset.to_iter_dataset(_options(threads)))
         self._put = put
         self._ahead = ahead
@@ -115,7 +114,7 @@ class TrainBatches:
 
     def indices(self, step: int) -> list[int]:
         """The examples of a step's batch, over all processes; the first step is 1."""
-        return [int(i) for i in self._order[step - 1]]
+        return self._order[step - 1].tolist()
 
     def seek(self, position: dict[str, Any]) -> None:
         """Sets a saved position: the next batch is the one that came after it."""
@@ -132,6 +131,27 @@ class TrainBatches:
     def _give(self, queue: collections.deque) -> tuple[int, Placed]:
         count, batch, self._position = queue.popleft()
         return count, batch
+
+
+class _Order:
+    """The examples of each step's batch, from step 0 on; see TrainBatches.
+
+    A whole epoch is drawn at once: numbers one by one, out of Python, would hold up small networks.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int):
+        self._batch_size, self._steps = batch_size, num_examples // batch_size
+
+        # Threads that read ahead are in the next epoch already.
+        @functools.lru_cache(maxsize=2)
+        def permutation(epoch: int) -> np.ndarray:
+            return np.random.default_rng((seed, epoch)).permutation(num_examples)
+
+        self._permutation = permutation
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        epoch, batch = divmod(step, self._steps)
+        return self._permutation(epoch)[batch * self._batch_size :][: self._batch_size]
 
 
 def eval_batches(source: Source, batch_size: int, threads: int = 1) -> Iterator[Batch]:

@@ -15,6 +15,12 @@ What XLA's CPU backend does with the plain form, and the remedies here:
 The lowering 'blocks' is for the first three, also where there is but one group; 'dot' for the last.
 Both are compositions of XLA's operations. 'native' calls kernels that are compiled from C++, and is
 the fastest where there is one.
+
+And what cuDNN does on a GPU:
+
+- Groups of fewer than 16 channels leave its matrix units idle: 'merged' has fewer and wider ones.
+- It computes three channels as slowly as many: 'phases' makes a strided convolution's pixels beside
+  each other channels of one (space to depth).
 """
 
 import functools
@@ -27,7 +33,7 @@ from jax import lax
 
 from resflax.ops import direct, native, phases, product, varying
 
-Lowering = Literal["lax", "blocks", "dot", "native"]
+Lowering = Literal["lax", "blocks", "dot", "native", "merged", "phases"]
 Padding = Sequence[tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -52,16 +58,17 @@ def conv2d(
       groups: the cardinality: output channels of group i see the input channels of group i only.
       lowering: 'lax' (XLA's own), 'blocks' (a few dense convolutions, with gradients in the form
         that is fast everywhere), 'dot' (one matrix product, for 1x1 kernels), 'native' (compiled
-        kernels for a CPU, float32 only: see `direct` and `product`), or None: the fastest known for
-        the platform and the shapes, where it is available.
+        kernels for a CPU, float32 only: see `direct` and `product`), 'merged' (one convolution of
+        wider groups), 'phases' (one without a stride, over the image's phases), or None: the
+        fastest known for the platform and the shapes, where it is available.
 
     Returns:
       [N, H', W', C_out], the same values for every lowering up to rounding.
 
     Raises:
       ValueError: if `groups` does not divide the channels, or the kernel does not fit them, or
-        'dot' is asked for what is not a plain 1x1 convolution, or 'native' for what it does not
-        know.
+        'dot' is asked for what is not a plain 1x1 convolution, 'phases' for groups, or 'native'
+        for what it does not know.
     """
     c_in, c_out = x.shape[-1], kernel.shape[-1]
     if c_in % groups or c_out % groups or kernel.shape[2] != c_in // groups:
@@ -81,6 +88,7 @@ def conv2d(
             jax.default_backend(),
             pointwise=pointwise,
             fits_native=fits_native and x.dtype == jnp.float32,
+            images=c_in <= 4 and stride > 1 and groups == 1 and not pointwise,
         )
     if lowering == "dot":
         if not pointwise:
@@ -97,9 +105,16 @@ def conv2d(
             return product.multiply(*varying.alike(x[:, ::stride, ::stride, :], kernel[0, 0]))
         return direct.convolve(*varying.alike(x, kernel), stride, padding, groups)
     if lowering == "blocks":
-        blocks = num_blocks(c_in, groups)
-        kernels = [dense_kernel(k, groups // blocks) for k in jnp.split(kernel, blocks, axis=-1)]
+        kernels = _dense_kernels(kernel, groups, num_blocks(c_in, groups))
         return _blocks(*varying.alike(x, jnp.stack(kernels)), stride, padding)
+    if lowering == "merged":
+        blocks = num_blocks(c_in, groups, most=groups)
+        kernel = jnp.concatenate(_dense_kernels(kernel, groups, blocks), axis=-1)
+        return _lax(x, kernel, stride, padding, blocks)
+    if lowering == "phases":
+        if groups != 1:
+            raise ValueError(f"The lowering 'phases' is not for {groups} groups.")
+        return _over_phases(x, kernel, stride, padding)
     return _lax(x, kernel, stride, padding, groups)
 
 
@@ -139,8 +154,12 @@ def conv2d_by_paths(
     return functools.reduce(jnp.add, outputs) if add else jnp.concatenate(outputs, axis=-1)
 
 
-def _choose_lowering(platform: str, *, pointwise: bool, fits_native: bool) -> Lowering:
+def _choose_lowering(
+    platform: str, *, pointwise: bool, fits_native: bool, images: bool
+) -> Lowering:
     """The one place where platform and shapes decide; see the module's docstring for the reason."""
+    if platform == "gpu":
+        return "phases" if images else "merged"
     if platform != "cpu":
         return "lax"
     if fits_native and native.usable():
@@ -159,6 +178,28 @@ def _lax(
         dimension_numbers=_NHWC,
         feature_group_count=groups,
     )
+
+
+def _over_phases(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """A convolution of stride 1 over the phases, of a kernel whose taps are put alike."""
+    # Zeros before the kernel, as many as it takes for each window to begin at a first phase.
+    shifts = [-before % stride for before, _ in padding]
+    fill = [
+        (shift, -(shift + taps) % stride)
+        for shift, taps in zip(shifts, kernel.shape[:2], strict=True)
+    ]
+    taps = phases.stack(jnp.pad(kernel, (*fill, (0, 0), (0, 0))).transpose(3, 0, 1, 2), stride)
+    pixels = phases.stack(x, stride)
+    sides = []
+    for axis, (shift, (before, after)) in enumerate(zip(shifts, padding, strict=True)):
+        outputs = (x.shape[1 + axis] + before + after - kernel.shape[axis]) // stride + 1
+        first = (before + shift) // stride
+        last = outputs + taps.shape[1 + axis] - 1 - first - pixels.shape[1 + axis]
+        sides.append((first, last))
+    # cuDNN's fast kernels read 16 bytes at a time.
+    lacking = ((0, 0), (0, 0), (0, 0), (0, -pixels.shape[-1] % 8))
+    pixels, taps = jnp.pad(pixels, lacking), jnp.pad(taps, lacking)
+    return _lax(pixels, taps.transpose(1, 2, 3, 0), 1, sides)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -286,15 +327,21 @@ def _kernel_gradient(
     return dkernel.transpose(1, 2, 0, 3)
 
 
-def num_blocks(channels: int, groups: int) -> int:
+def num_blocks(channels: int, groups: int, most: int = 16) -> int:
     """How many dense convolutions stand for one of `groups` groups over `channels` channels.
 
     The largest divisor of `groups` that leaves at least 16 channels (the width of an AVX-512
-    register in float32) in each: narrower ones leave it idle, wider ones multiply more zeros. But
-    no more than 16, since each is compiled on its own.
+    register in float32, and the depth of a GPU's matrix product in bfloat16) in each: narrower ones
+    leave it idle, wider ones multiply more zeros. But no more than `most`, where each is compiled
+    on its own.
     """
-    divisors = [d for d in range(1, min(groups, 16) + 1) if groups % d == 0]
+    divisors = [d for d in range(1, min(groups, most) + 1) if groups % d == 0]
     return max((d for d in divisors if channels // d >= 16), default=1)
+
+
+def _dense_kernels(kernel: jax.Array, groups: int, blocks: int) -> list[jax.Array]:
+    """The dense kernels of `blocks` equal parts of the groups."""
+    return [dense_kernel(k, groups // blocks) for k in jnp.split(kernel, blocks, axis=-1)]
 
 
 def dense_kernel(kernel: jax.Array, groups: int) -> jax.Array:

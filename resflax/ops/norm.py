@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from resflax.ops import native, varying
 
@@ -69,7 +70,7 @@ def value(y: Activations) -> jax.Array:
 
 
 def relu(y: Activations) -> jax.Array:
-    """max(y, 0). The backward pass needs no more than `y`'s images and the result."""
+    """max(y, 0). The backward pass needs `y`'s images and at most the result, not the sum."""
     if isinstance(y, Affine):
         return _computed(y, rectify=True)
     return jax.nn.relu(y)
@@ -130,17 +131,24 @@ def _affine(
     y = x.astype(jnp.float32) * scale[:, None, None, :] + shift[:, None, None, :]
     if residual is not None:
         y += residual.astype(jnp.float32)
-    return (jnp.maximum(y, 0.0) if rectify else y).astype(x.dtype)
+    y = (jnp.maximum(y, 0.0) if rectify else y).astype(x.dtype)
+    # Else XLA computes each block's sum anew out of those of all blocks before it in a stage.
+    return y if residual is None else lax.optimization_barrier(y)
 
 
 def _affine_forward(x, scale, shift, residual, rectify):
     y = _affine(x, scale, shift, residual, rectify)
-    # Where the rectified sum is positive its gradient passes: the sum itself need not be kept.
-    return y, (x, scale, y if rectify else None, residual is not None)
+    # Where the rectified sum is positive its gradient passes: the sum itself need not be kept. And
+    # where x tells, which is read in any case, not even the result need be read again.
+    told = rectify and residual is None and not _fits_native(x)
+    saved = x, scale, shift if told else None, y if rectify and not told else None
+    return y, (*saved, residual is not None)
 
 
 def _affine_backward(rectify, saved, dy):
-    x, scale, y, has_residual = saved
+    x, scale, shift, y, has_residual = saved
+    if shift is not None:
+        y = x.astype(jnp.float32) * scale[:, None, None, :] + shift[:, None, None, :]
     dx, dshift, dscale, dz = _affine_gradients(dy, y, x, scale, has_residual)
     if scale.shape[0] == 1:
         dshift, dscale = (jnp.sum(g, axis=0, keepdims=True) for g in (dshift, dscale))

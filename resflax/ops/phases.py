@@ -36,6 +36,24 @@ def interleave(phases: Sequence[Sequence[jax.Array]], height: int, width: int) -
     return image.reshape(n, rows * down, columns * across, channels)[:, :height, :width]
 
 
+def stack(image: jax.Array, stride: int) -> jax.Array:
+    """Space to depth: the phases of an image as channels of one.
+
+    Args:
+      image: [N, H, W, C]; rows and columns of zeros after it make it a multiple of the stride.
+      stride: of the phases, in both directions, pixels.
+
+    Returns:
+      [N, H', W', stride * stride * C]: the phases row by row.
+    """
+    n, height, width, channels = image.shape
+    sides = ((0, 0), (0, -height % stride), (0, -width % stride), (0, 0))
+    image = jnp.pad(image, sides)
+    rows, columns = image.shape[1] // stride, image.shape[2] // stride
+    image = image.reshape(n, rows, stride, columns, stride, channels)
+    return image.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, -1)
+
+
 def _fitted(x: jax.Array, rows: int, columns: int) -> jax.Array:
     x = x[:, :rows, :columns]
     return jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, columns - x.shape[2]), (0, 0)))

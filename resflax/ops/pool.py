@@ -1,7 +1,7 @@
 """Pooling over NHWC images.
 
-XLA's CPU backend computes the gradient of a maximum by a search that takes ten times as long as
-what remembers where each maximum was found: the lowering 'index'.
+XLA computes the gradient of a maximum by a search that takes ten times as long on a CPU, and four
+times on a GPU, as what remembers where each maximum was found: the lowering 'index'.
 """
 
 from typing import Literal
@@ -42,7 +42,7 @@ def max_pool(
     """
     x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=value)
     if lowering is None:
-        lowering = "index" if jax.default_backend() == "cpu" else "lax"
+        lowering = "index" if jax.default_backend() in ("cpu", "gpu") else "lax"
     return (_max_by_index if lowering == "index" else _max)(x, window, stride)
 
 
