@@ -2,7 +2,7 @@
 
 from resflax.checkpoint.manifest import DamageError, facts
 from resflax.checkpoint.restored import Run, restore_model
-from resflax.checkpoint.saver import Checkpointer, SaveError
+from resflax.checkpoint.saver import Checkpointer, SaveError, snapshot
 from resflax.checkpoint.store import CheckpointError
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "SaveError",
     "facts",
     "restore_model",
+    "snapshot",
 ]

@@ -5,13 +5,16 @@ the step and the random key) and 'data' (the position in the data), so that a sc
 than the variables.
 """
 
+import concurrent.futures
 import contextlib
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -56,13 +59,15 @@ class Checkpointer:
         self._unsaved = unsaved
         # Of the save that is under way: its step, and what makes its manifest.
         self._saving: tuple[int, Callable[[], Manifest]] | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._begun: concurrent.futures.Future[None] | None = None
         processes.on_first(lambda: store.tidy(workdir, report))
         self._manager = self._open()
 
     def save(
         self, state: TrainState, position: dict[str, Any], metrics: dict[str, float] | None = None
     ) -> None:
-        """Starts to save a state.
+        """Starts to save a state; training may go on, and donate it.
 
         Args:
           state: one copy (see DataParallel.single).
@@ -74,25 +79,33 @@ class Checkpointer:
         """
         self.wait()
         step = int(state.step)
-        packed = _items(state)
-        if not self._has_room(step, packed):
+        if not self._has_room(step, _items(state)):
             return
-        checksums = leaves.checksums(packed, state.loops)
-        # On the host, where a slice costs nothing: the stacks have hundreds.
-        items = repeat.unpack(jax.device_get(packed) if state.loops else packed, state.loops)
-        shapes = {path: leaves.shape_and_dtype(x) for path, x in leaves.by_path(items).items()}
+        packed, checksums = snapshot(state)
 
         def manifest() -> Manifest:
+            shapes = _unpacked_shapes(packed, state.loops)
             sums = repeat.unpack(jax.device_get(checksums), state.loops)
-            return Manifest(leaves.describe(shapes, sums), metrics or {}, self._facts)
+            described = {p: leaves.shape_and_dtype(x) for p, x in leaves.by_path(shapes).items()}
+            return Manifest(leaves.describe(described, sums), metrics or {}, self._facts)
+
+        def begin() -> None:
+            # On the host, where a slice costs nothing: the stacks have hundreds.
+            items = repeat.unpack(jax.device_get(packed) if state.loops else packed, state.loops)
+            args = ocp.args.Composite(
+                data=ocp.args.JsonSave(position),
+                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+            )
+            self._manager.save(step, args=args, metrics=metrics)
 
         self._saving = step, manifest
-        args = ocp.args.Composite(
-            data=ocp.args.JsonSave(position),
-            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-        )
         with self._told():
-            self._manager.save(step, args=args, metrics=metrics)
+            if jax.process_count() == 1:
+                # Before orbax's own threads take over, it reads all arrays and makes directories.
+                self._begun = self._thread.submit(begin)
+            else:
+                # It agrees with the other processes, in an order with what else they agree about.
+                begin()
 
     def restore_latest(
         self, state: TrainState, sharding: jax.sharding.Sharding
@@ -110,7 +123,7 @@ class Checkpointer:
         if step is None:
             return None
         manifest = Manifest.read(store.directory(self._workdir) / str(step))
-        shapes = jax.eval_shape(lambda s: repeat.unpack(_items(s), s.loops), state)
+        shapes = _unpacked_shapes(_items(state), state.loops)
         leaves.require_same(manifest.leaves, shapes, f"the checkpoint of step {step}")
         targets = {name: abstract(tree, sharding) for name, tree in shapes.items()}
         args = ocp.args.Composite(
@@ -138,6 +151,9 @@ class Checkpointer:
           SaveError: if it could not be written.
         """
         with self._told():
+            begun, self._begun = self._begun, None
+            if begun is not None:
+                begun.result()
             self._manager.wait_until_finished()
         self._saving = None
 
@@ -150,6 +166,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
+            self._thread.shutdown()
             self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -208,6 +225,16 @@ class Checkpointer:
         self._unsaved(f"{text} The run goes on.")
 
 
+def snapshot(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A copy of what is saved of a state, beside it on its devices, and checksums of the arrays."""
+    return _snapshot(_items(state), state.loops)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _snapshot(items: dict[str, Any], loops: repeat.Loops) -> tuple[dict[str, Any], dict[str, Any]]:
+    return jax.tree.map(jnp.copy, items), leaves.checksums(items, loops)
+
+
 def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """The shapes of a tree's arrays, to be restored with a sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
@@ -219,6 +246,10 @@ def _items(state: TrainState) -> dict[str, Any]:
         "optimizer": {"opt_state": state.opt_state, "step": state.step, "key": state.key},
     }
     return items if state.ema is None else items | {"ema": state.ema}
+
+
+def _unpacked_shapes(items: dict[str, Any], loops: repeat.Loops) -> dict[str, Any]:
+    return jax.eval_shape(functools.partial(repeat.unpack, loops=loops), items)
 
 
 def _said(error: Exception) -> str:
