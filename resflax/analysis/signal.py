@@ -1,0 +1,181 @@
+"""The signal on its way through a network, forward and backward, block by block.
+
+In a residual network the derivative of the loss with respect to a block's input has a term without
+any weight layer, that of the shortcut (Identity Mappings, arXiv 1603.05027, Equation 5); in a plain
+one it is a product over all layers.
+"""
+
+import argparse
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from resflax import figures, metrics
+from resflax.analysis import taps
+from resflax.analysis.result import Result
+from resflax.analysis.subject import Subject
+
+# A change over all blocks beyond which the gradient is said to vanish or to explode.
+_MOST = 1e3
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """What passes through one block, means over the images.
+
+    Attributes:
+      block: its name.
+      mean: of what comes out.
+      variance: of what comes out.
+      norm: Euclidean, of what comes out of an image.
+      gradient: Euclidean norm of the derivative of an image's loss with respect to what goes in.
+    """
+
+    block: str
+    mean: float
+    variance: float
+    norm: float
+    gradient: float
+
+
+def measure(
+    model: Any, variables: dict[str, Any], images: jax.Array, labels: jax.Array, seed: int = 0
+) -> list[Signal]:
+    """The signal in training mode: batch norm has the statistics of these images.
+
+    Args:
+      model: the network, without loops.
+      variables: 'params' and 'batch_stats'.
+      images: normalised, [N, H, W, C].
+      labels: [N].
+      seed: of dropout and stochastic depth.
+
+    Returns:
+      A row for each block, in order.
+    """
+    apply = functools.partial(
+        model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)}
+    )
+    passed = taps.shapes(apply, taps.parts, variables, images)
+    offsets = {name: jnp.zeros(p.input.shape, p.input.dtype) for name, p in passed.items()}
+    numbers = _statistics(apply)(variables, images, labels, offsets)
+    # A jitted function gives dictionaries back in alphabetical order.
+    return [Signal(name, *(float(n) for n in jax.device_get(numbers[name]))) for name in passed]
+
+
+def factor(values: Sequence[float]) -> float:
+    """By how much values change from block to block: of a straight line through their logarithms.
+
+    It is 0 where one of them is 0, and NaN where one is not finite.
+    """
+    if not all(math.isfinite(v) for v in values):
+        return math.nan
+    if min(values) <= 0:
+        return 0.0
+    slope = np.polyfit(np.arange(len(values)), np.log(values), 1)[0] if len(values) > 1 else 0.0
+    return float(np.exp(slope))
+
+
+def verdict(signals: Sequence[Signal]) -> str:
+    """In words: what becomes of the gradient on its way back, and of what goes forward."""
+    backward = factor([s.gradient for s in reversed(signals)])
+    forward = factor([s.variance for s in signals])
+    parts = [f"gradient {_word(backward, len(signals))}", f"variance x {forward:.3g} a block"]
+    return "; ".join(parts)
+
+
+def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
+    """Measures each subject on its first images, `options.batch` of them."""
+    found: dict[str, list[Signal]] = {}
+    rows, remarks = [], []
+    for subject in subjects:
+        images, labels = next(subject.batches(options.batch))
+        signals = measure(subject.model, subject.variables, images, labels)
+        found[subject.name] = signals
+        rows += [{"network": subject.name, **dataclasses.asdict(s)} for s in signals]
+        remarks.append(f"{subject.name}: {verdict(signals)}")
+    return Result("signal", rows, remarks, {"": draw(found)})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds those of this analysis."""
+    parser.add_argument("--batch", type=int, default=32, help="images that are looked at; 32")
+
+
+def draw(found: dict[str, list[Signal]]) -> Figure:
+    """Variance and gradient over the blocks, a line for each network."""
+    figure = Figure(figsize=(figures.PAGE, 2.8), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, field, label in zip(
+        panels,
+        ("variance", "gradient"),
+        ("variance of the block's output", "norm of the gradient at its input"),
+        strict=True,
+    ):
+        figures.style(axes)
+        for number, (name, signals) in enumerate(found.items()):
+            values = [getattr(s, field) for s in signals]
+            colour = figures.COLOURS[number % len(figures.COLOURS)]
+            style = ("-", "--", ":")[number // len(figures.COLOURS) % 3]
+            places = range(len(values))
+            axes.plot(places, values, style, color=colour, linewidth=1.2, label=name)
+        axes.set_yscale("log")
+        axes.tick_params(which="minor", labelsize=figures.FONT - 2)
+        axes.set_xlabel("block, from the images to the classifier")
+        axes.set_ylabel(label)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(
+        lines,
+        names,
+        loc="outside upper center",
+        ncols=min(len(names), 3),
+        frameon=False,
+        fontsize=figures.FONT - 1,
+    )
+    return figure
+
+
+def _statistics(apply: Callable[..., Any]) -> Callable[..., dict[str, tuple[jax.Array, ...]]]:
+    @jax.jit
+    def statistics(
+        variables: Any, images: jax.Array, labels: jax.Array, offsets: dict[str, jax.Array]
+    ) -> dict[str, tuple[jax.Array, ...]]:
+        def loss(offsets: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            outputs = {}
+
+            def shift(name: str, method: Callable[..., Any], x: jax.Array, *rest: Any) -> Any:
+                outputs[name] = method(x + offsets[name], *rest)
+                return outputs[name]
+
+            logits, _ = taps.edited(apply, taps.parts, shift)(variables, images)
+            return jnp.sum(metrics.cross_entropy(logits, labels)), outputs
+
+        gradients, outputs = jax.grad(loss, has_aux=True)(offsets)
+        numbers: dict[str, tuple[jax.Array, ...]] = {}
+        for name, output in outputs.items():
+            y = output.astype(jnp.float32)
+            numbers[name] = jnp.mean(y), jnp.var(y), _norm(y), _norm(gradients[name])
+        return numbers
+
+    return statistics
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    """The mean over the images of their Euclidean norms."""
+    rows = x.astype(jnp.float32).reshape(x.shape[0], -1)
+    return jnp.mean(jnp.linalg.norm(rows, axis=1))
+
+
+def _word(factor: float, blocks: int) -> str:
+    if math.isnan(factor):
+        return "is not finite"
+    change = factor ** max(1, blocks - 1)
+    word = "vanishes" if change < 1 / _MOST else "explodes" if change > _MOST else "is healthy"
+    return f"{word}: x {factor:.3g} a block, x {change:.2g} from the last to the first"

@@ -1,0 +1,125 @@
+"""Looks into networks: python -m resflax.analyze WHAT --model NAME | --workdir DIR.
+
+python -m resflax.analyze signal --model cifar_resnet56 --set shortcut=none,A,B
+"""
+
+import argparse
+import ast
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import rich.console
+
+from resflax import command, runtime
+from resflax.analysis import signal, subject
+from resflax.analysis.result import Result
+
+
+class What(NamedTuple):
+    """An analysis.
+
+    Attributes:
+      run: from subjects and the command line's options to what was found.
+      add_arguments: of its own.
+      help: a line.
+      images: how many it looks at, unless the command line says.
+    """
+
+    run: Callable[[Sequence[subject.Subject], argparse.Namespace], Result]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    help: str
+    images: int
+
+
+WHATS = {
+    "signal": What(signal.run, signal.add_arguments, "variances and gradients by block", 64),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Analyses what the command line names; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    what = WHATS[options.what]
+    try:
+        result = what.run(_subjects(options, options.images or what.images), options)
+    except ValueError as error:
+        parser.error(str(error))
+    console = rich.console.Console(highlight=False)
+    result.print(console)
+    folder = options.out or _folder(options)
+    try:
+        paths = result.write(folder)
+    except OSError as error:
+        parser.error(f"{folder} cannot be written to: {error.strerror}.")
+    console.print(f"{folder}: {', '.join(path.name for path in paths)}")
+    return 0
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m resflax.analyze", description=__doc__.split(":")[0])
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, what in WHATS.items():
+        one = commands.add_parser(name, help=what.help, description=what.help)
+        add = one.add_argument
+        add("--model", action="append", default=[], metavar="NAME", help="untrained; repeat")
+        add("--workdir", action="append", default=[], metavar="DIR", help="of a run; repeat")
+        add(
+            "--set",
+            action="append",
+            default=[],
+            metavar="ARG=V[,V...]",
+            help="of the untrained: every combination of values",
+        )
+        add("--step", type=int, help="of the runs' checkpoints; default: the latest")
+        add("--best", action="store_true", help="the checkpoint with the best evaluation")
+        add("--images", type=int, metavar="N", help=f"of the test set; {what.images}")
+        add("--size", type=int, metavar="PIXELS", help="of the untrained networks' images")
+        add("--seed", type=int, default=0, help="of their parameters")
+        add("--out", type=pathlib.Path, metavar="DIR", help="for the files")
+        what.add_arguments(one)
+    return parser
+
+
+def _subjects(options: argparse.Namespace, images: int) -> list[subject.Subject]:
+    if not options.model and not options.workdir:
+        raise ValueError("--model NAME or --workdir DIR is required.")
+    if images < 1:
+        raise ValueError(f"--images {images} must be at least 1.")
+    values = dict(map(_values, options.set))
+    subjects = []
+    for name in options.model:
+        subjects += subject.grid(name, values, images=images, seed=options.seed, size=options.size)
+    for workdir in options.workdir:
+        subjects.append(
+            subject.from_run(workdir, images=images, step=options.step, best=options.best)
+        )
+    return subjects
+
+
+def _values(text: str) -> tuple[str, list[Any]]:
+    """'act=relu,sigmoid' -> ('act', ['relu', 'sigmoid']); numbers are numbers."""
+    name, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ValueError(f"--set {text!r} must be ARGUMENT=VALUE or ARGUMENT=VALUE,VALUE.")
+    return name, [_value(v) for v in values.split(",")]
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _folder(options: argparse.Namespace) -> pathlib.Path:
+    if len(options.workdir) == 1 and not options.model:
+        return pathlib.Path(options.workdir[0]) / "analysis"
+    return pathlib.Path("analysis")
+
+
+if __name__ == "__main__":
+    runtime.configure()
+    sys.exit(main())
