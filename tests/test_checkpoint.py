@@ -64,6 +64,22 @@ def test_a_state_moves_between_devices_and_modes(source, to, ema, tmp_path):
     assert all(len(leaf.devices()) == to.num_devices for leaf in jax.tree.leaves(restored))
 
 
+def test_the_next_step_may_overwrite_what_is_being_saved(tmp_path):
+    parallel = DataParallel.over("jit", jax.devices()[:1])
+    state = create(parallel, seed=0)
+    expected = leaves(parallel, state)
+    saver = Checkpointer(tmp_path, keep=1)
+    saver.save(state, {})
+    # As a step does that takes the state's memory for its result.
+    jax.tree.map(lambda array: array.delete(), state)
+    saver.close()
+    loader = Checkpointer(tmp_path, keep=1)
+    restored, _ = loader.restore_latest(create(parallel, seed=1), parallel.replicated)
+    loader.close()
+    for a, b in zip(expected, leaves(parallel, restored), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_the_latest_and_the_best_are_kept(tmp_path):
     parallel = DataParallel.over("jit", jax.devices()[:1])
     state = create(parallel, seed=0)

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from resflax.ops import conv
 from resflax.ops.conv import conv2d, dense_kernel, num_blocks
 
 SAME = ((1, 1), (1, 1))
@@ -194,6 +195,26 @@ def test_kernels_that_do_not_fit_are_refused(kernel, groups, lowering):
 def test_dot_is_refused_where_it_is_no_matrix_product(kernel, settings):
     with pytest.raises(ValueError, match="1x1 kernels without padding or groups"):
         conv2d(jnp.zeros((1, 5, 5, 6)), jnp.zeros(kernel), lowering="dot", **settings)
+
+
+@pytest.mark.parametrize(
+    ("platform", "settings", "lowering"),
+    [
+        ("gpu", {"images": True}, "phases"),
+        ("gpu", {"pointwise": True}, "merged"),
+        ("gpu", {"fits_native": True}, "merged"),
+        ("tpu", {"images": True}, "lax"),
+        ("cpu", {"pointwise": True}, "dot"),
+        ("cpu", {"images": True}, "blocks"),
+    ],
+)
+def test_the_platform_and_the_shapes_choose(platform, settings, lowering):
+    plain = {"pointwise": False, "fits_native": False, "images": False}
+    assert conv._choose_lowering(platform, **plain | settings) == lowering
+
+
+def test_groups_of_sixteen_channels_stay_as_they_are():
+    assert [num_blocks(c, 32, most=32) for c in (128, 256, 512, 1024)] == [8, 16, 32, 32]
 
 
 def test_num_blocks_divides_the_groups_and_fills_a_register():

@@ -49,6 +49,12 @@ def test_the_order_depends_on_the_seed_alone():
     assert labels(train_batches(seed=1), 6) != labels(train_batches(seed=2), 6)
 
 
+def test_the_indices_of_a_step_are_those_of_its_batch():
+    batches = train_batches()
+    taken = labels(batches, 5)
+    assert [tuple(batches.indices(step)) for step in range(1, 6)] == taken
+
+
 @pytest.mark.parametrize("done", [0, 1, 2, 3, 7])
 def test_a_position_leads_to_the_next_batch(done):
     batches = train_batches()

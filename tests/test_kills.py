@@ -78,18 +78,20 @@ def disturbed(start, workdir, overrides, number, times):
     print(f"seed {seed}")
     rng = random.Random(seed)
     metrics = workdir / "metrics.jsonl"
+    # A kill leaves what the run has saved; SIGTERM has it save.
+    saves = number == signal.SIGTERM
     for _ in range(times):
         process = start(workdir, overrides)
         size = metrics.stat().st_size if metrics.exists() else 0
         while process.is_alive() and not (
-            metrics.exists() and metrics.stat().st_size > size and store.steps(workdir)
+            metrics.exists() and metrics.stat().st_size > size and (saves or store.steps(workdir))
         ):
             time.sleep(0.005)
         process.join(rng.uniform(0, 0.5))
         assert process.exitcode is None, workdir.with_suffix(".log").read_text()
         os.kill(process.pid, number)
         process.join(60)
-        assert process.exitcode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+        assert process.exitcode == (143 if saves else -signal.SIGKILL)
     whole(start, workdir, overrides)
     return workdir.with_suffix(".log").read_text()
 
@@ -121,8 +123,8 @@ def test_a_run_that_is_killed_gives_the_same_bits(start, tmp_path, placement, ki
 @pytest.mark.slow
 def test_a_run_that_is_preempted_all_day_loses_no_step(start, tmp_path):
     """Twenty preemptions within two minutes; only they save anything on the way."""
-    overrides = CONFIG | {"train.epochs": 200.0}
-    overrides |= {"eval.every_epochs": 150, "checkpoint.every_epochs": 150}
+    overrides = CONFIG | {"train.epochs": 1000.0}
+    overrides |= {"eval.every_epochs": 900, "checkpoint.every_epochs": 900}
     whole(start, tmp_path / "whole", overrides)
     log = disturbed(start, tmp_path / "stopped", overrides, signal.SIGTERM, 20)
     assert log.count("resumed after step") == 20
@@ -150,4 +152,5 @@ def test_memory_and_open_files_stay_what_they_are(start, tmp_path):
     early = [seen[step] for step in seen if 400 <= step <= 800]
     late = [seen[step] for step in seen if 1600 <= step <= 2000]
     assert max(pages for pages, _ in late) < 1.05 * max(pages for pages, _ in early)
-    assert max(files for _, files in late) <= max(files for _, files in early)
+    # At least: a save that is under way has some open.
+    assert min(files for _, files in late) <= min(files for _, files in early)

@@ -186,6 +186,8 @@ def test_averages_loops_host_data_and_several_steps_in_a_call(tmp_path, mode):
         "--config.train.grad_accumulation=2",
         "--config.model.name=cifar_resnet20",
         "--config.model.depth=20",
+        "--config.model.cardinality=1",
+        "--config.model.base_width=64",
         "--config.model.scan=2",
         "--config.data.placement=host",
     )

@@ -81,17 +81,19 @@ class Checkpointer:
         step = int(state.step)
         if not self._has_room(step, _items(state)):
             return
-        packed, checksums = snapshot(state)
+        alone = jax.process_count() == 1
+        packed = _copied(_items(state)) if alone else _items(state)
+        checksums = leaves.checksums(packed, state.loops)
+        shapes = _unpacked_shapes(packed, state.loops)
 
         def manifest() -> Manifest:
-            shapes = _unpacked_shapes(packed, state.loops)
             sums = repeat.unpack(jax.device_get(checksums), state.loops)
             described = {p: leaves.shape_and_dtype(x) for p, x in leaves.by_path(shapes).items()}
             return Manifest(leaves.describe(described, sums), metrics or {}, self._facts)
 
         def begin() -> None:
             # On the host, where a slice costs nothing: the stacks have hundreds.
-            items = repeat.unpack(jax.device_get(packed) if state.loops else packed, state.loops)
+            items = repeat.unpack(_on_host(packed), state.loops) if state.loops else packed
             args = ocp.args.Composite(
                 data=ocp.args.JsonSave(position),
                 **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
@@ -100,7 +102,7 @@ class Checkpointer:
 
         self._saving = step, manifest
         with self._told():
-            if jax.process_count() == 1:
+            if alone:
                 # Before orbax's own threads take over, it reads all arrays and makes directories.
                 self._begun = self._thread.submit(begin)
             else:
@@ -225,14 +227,15 @@ class Checkpointer:
         self._unsaved(f"{text} The run goes on.")
 
 
-def snapshot(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A copy of what is saved of a state, beside it on its devices, and checksums of the arrays."""
-    return _snapshot(_items(state), state.loops)
+def snapshot(state: TrainState) -> Any:
+    """What a save has the devices do: a copy of what is saved, beside it, and its checksums."""
+    copy = _copied(_items(state))
+    return copy, leaves.checksums(copy, state.loops)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _snapshot(items: dict[str, Any], loops: repeat.Loops) -> tuple[dict[str, Any], dict[str, Any]]:
-    return jax.tree.map(jnp.copy, items), leaves.checksums(items, loops)
+@jax.jit
+def _copied(items: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(jnp.copy, items)
 
 
 def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
@@ -246,6 +249,15 @@ def _items(state: TrainState) -> dict[str, Any]:
         "optimizer": {"opt_state": state.opt_state, "step": state.step, "key": state.key},
     }
     return items if state.ema is None else items | {"ema": state.ema}
+
+
+def _on_host(items: dict[str, Any]) -> dict[str, Any]:
+    """But the random key: off its devices it would be this process's alone."""
+
+    def on_host(x: jax.Array) -> Any:
+        return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.device_get(x)
+
+    return jax.tree.map(on_host, items)
 
 
 def _unpacked_shapes(items: dict[str, Any], loops: repeat.Loops) -> dict[str, Any]:
