@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import rich.console
 
 from resflax import command, runtime
-from resflax.analysis import signal, subject
+from resflax.analysis import (
+    cam,
+    complexity,
+    excitation,
+    landscape,
+    lesion,
+    responses,
+    signal,
+    subject,
+    units,
+)
 from resflax.analysis.result import Result
 
 
@@ -35,6 +45,17 @@ class What(NamedTuple):
 
 WHATS = {
     "signal": What(signal.run, signal.add_arguments, "variances and gradients by block", 64),
+    "units": What(units.run, units.add_arguments, "dead and saturated units by block", 128),
+    "responses": What(
+        responses.run, responses.add_arguments, "how strongly each layer responds", 128
+    ),
+    "excitation": What(
+        excitation.run, excitation.add_arguments, "squeeze-excite gates by class and stage", 128
+    ),
+    "lesion": What(lesion.run, lesion.add_arguments, "accuracy without some blocks", 256),
+    "landscape": What(landscape.run, landscape.add_arguments, "loss around the parameters", 64),
+    "cam": What(cam.run, cam.add_arguments, "where the evidence for a class is", 8),
+    "complexity": What(complexity.run, complexity.add_arguments, "what each stage costs", 1),
 }
 
 

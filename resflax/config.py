@@ -71,6 +71,9 @@ def base() -> ml_collections.ConfigDict:
     checkpoint.keep = 2  # the latest ones; the best one is kept besides
     checkpoint.if_unsaved = "stop"  # stop | go_on: where a state cannot be saved, on a full disk
 
+    config.analysis = ml_collections.ConfigDict()
+    config.analysis.every = 0  # steps to a look at the blocks' signal, units and gates; 0: never
+
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 10  # steps to a line of metrics.jsonl
 
@@ -278,6 +281,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         "optim.rms_epsilon",
         "train.steps_per_call",
         "train.max_skips",
+        "analysis.every",
     ):
         _at_least(config, field, 0)
     try:

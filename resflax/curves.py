@@ -7,10 +7,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from resflax import figures
 from resflax.figures import FONT, INK
@@ -113,15 +114,19 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _draw(metrics: Metrics, title: str) -> Figure:
-    figure = Figure(figsize=(figures.COLUMN, 4.9), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.5))
-    for axis, panel in zip(axes, (_loss_panel, _accuracy_panel, _rate_panel), strict=True):
+    panels = {_loss_panel: 3.0, _accuracy_panel: 3.0, _rate_panel: 1.5}
+    if any("analysis/step" in line for line in metrics):
+        panels[_gradient_panel] = 3.0
+    heights = list(panels.values())
+    figure = Figure(figsize=(figures.COLUMN, 0.65 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights)
+    for axis, panel in zip(axes, panels, strict=True):
         panel(axis, metrics)
         _style(axis)
     last = max(line["epoch"] for line in metrics) or 1.0
-    axes[2].set_xlim(-0.02 * last, 1.03 * last)  # room for a marker at either end
-    axes[2].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes[2].set_xlabel("epoch", fontsize=FONT, color=INK)
+    axes[-1].set_xlim(-0.02 * last, 1.03 * last)  # room for a marker at either end
+    axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes[-1].set_xlabel("epoch", fontsize=FONT, color=INK)
     figure.align_ylabels(axes)
     if title:
         text = textwrap.fill(title, 44)
@@ -166,9 +171,7 @@ def _loss_panel(axis: Axes, metrics: Metrics) -> None:
     drawn = np.concatenate([[], *(line.get_ydata() for line in axis.lines)])
     positive = drawn[drawn > 0]
     if len(positive) and math.log10(positive.max() / positive.min()) > _LOG_DECADES:
-        axis.set_yscale("log", nonpositive="mask", subs=[])
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axis.yaxis.set_major_formatter("{x:g}")
+        figures.logarithmic(axis)
     axis.set_ylabel("loss (nats)")
 
 
@@ -193,3 +196,15 @@ def _rate_panel(axis: Axes, metrics: Metrics) -> None:
     axis.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("learning rate")
+
+
+def _gradient_panel(axis: Axes, metrics: Metrics) -> None:
+    """The gradient at every block's input, from the first block, dark, to the last, light."""
+    first = next(line for line in metrics if "analysis/step" in line)
+    blocks = [name for name in first if name.startswith("analysis/gradient/")]
+    for number, name in enumerate(blocks):
+        colour = matplotlib.colormaps["viridis"](0.9 * number / max(1, len(blocks) - 1))
+        label = name.rpartition("/")[2] if number in (0, len(blocks) - 1) else None
+        _line(axis, *_series(metrics, name), 1, color=colour, linewidth=0.8, label=label)
+    figures.logarithmic(axis)
+    axis.set_ylabel("gradient at a block's input")

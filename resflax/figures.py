@@ -6,6 +6,7 @@ import pathlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 # Okabe-Ito colours, the yellow left out, which white paper swallows: distinct under the common
 # forms of colour blindness and in grey.
@@ -23,6 +24,16 @@ def style(axes: Axes) -> None:
     axes.grid(color="#E3E3E3", linewidth=0.5)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(fontsize=FONT, color=INK)
+
+
+def logarithmic(axes: Axes) -> None:
+    """Gives a panel a logarithmic ordinate with labels such as 0.3, 1, 3, 10."""
+    axes.set_yscale("log", nonpositive="mask", subs=[])
+    low, high = axes.get_ylim()
+    # Where there are many decades, every one, or some of them.
+    few = low > 0 and high / low < 1e4
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if few else (1.0,), numticks=8))
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:

@@ -76,6 +76,7 @@ class Progress:
         self._count = 0
         self._seconds_per_step = 0.0
         self._compiled: set[int] = set()
+        self._look: dict[str, float] = {}
         self.seconds = 0.0
         self._clock = time.monotonic()
 
@@ -100,6 +101,16 @@ class Progress:
         for i, one in enumerate(metrics):
             self._step(step - len(metrics) + 1 + i, one | {"data_wait": float(waited)})
 
+    def look(self, step: int, numbers: dict[str, float]) -> None:
+        """Takes what was seen of the network's blocks after a step, for the next line of metrics.
+
+        Args:
+          step: as 'analysis/step'.
+          numbers: written as 'analysis/...'.
+        """
+        named = {f"analysis/{name}": value for name, value in numbers.items()}
+        self._look = {"analysis/step": step, **named}
+
     def _step(self, step: int, metrics: dict[str, Any]) -> None:
         skipped = int(metrics["skipped"])
         if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
@@ -120,7 +131,8 @@ class Progress:
         self._console.progress(step, self._total_steps, self.epoch(step), means)
         if step % self._every_steps == 0 or step == self._total_steps:
             if self._writer is not None:
-                self._writer.write(step, self.epoch(step), means)
+                self._writer.write(step, self.epoch(step), means | self._look)
+            self._look = {}
             self._sums, self._count = {}, 0
 
     def _not_finite(self, step: int, skipped: int, metrics: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
@@ -13,10 +13,11 @@ import optax
 from resflax import assembly, checkpoint, failure, interruption, optimizers, processes, transfer
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
+from resflax.analysis.monitor import Monitor
 from resflax.console import Console
 from resflax.data import pipeline, sources
 from resflax.evaluate import evaluator
-from resflax.models import count
+from resflax.models import count, repeat
 from resflax.parallel import DataParallel
 from resflax.progress import Progress
 from resflax.train_state import TrainState
@@ -106,6 +107,7 @@ def train_and_evaluate(
         writer = stack.enter_context(MetricWriter(workdir, first_step)) if is_main else None
         lengths = total_steps, batches.steps_per_epoch
         progress = _progress(config, console, writer, schedule, lengths)
+        look = _looker(config, dataset, parallel, progress)
         stack.push(failure.recorder(workdir, batches, parallel.single(state)))
         stack.enter_context(console.bar(first_step, total_steps))
 
@@ -120,6 +122,7 @@ def train_and_evaluate(
             if pending is not None:
                 pending.tell(progress, parallel)
             step += count
+            look(step, count, state)
             pending = _Call(step, count, metrics, waited)
             stops = asked_to_stop(step) if step < total_steps else None
             saves = _due(step, config.checkpoint.every_epochs, batches, total_steps)
@@ -189,6 +192,29 @@ def _progress(
         every_steps=config.log.every_steps,
         max_skips=config.train.max_skips,
     )
+
+
+def _looker(
+    config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    parallel: DataParallel,
+    progress: Progress,
+) -> Callable[[int, int, TrainState], None]:
+    """Looks at the network's blocks every so many steps; on the first process alone."""
+    every = config.analysis.every
+    if not every or jax.process_index() > 0:
+        return lambda step, count, state: None
+    model = config_lib.build_model(config, dataset.description.num_classes)
+    monitor = Monitor(model, dataset)
+
+    def look(step: int, count: int, state: TrainState) -> None:
+        if step // every > (step - count) // every:
+            state = parallel.single(state)
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            variables = repeat.unpack(jax.device_get(variables), state.loops)
+            progress.look(step, monitor(variables))
+
+    return look
 
 
 def resume(

@@ -34,8 +34,10 @@ ARROWS = {
     "writers": {"curves", "workdir"},
     "progress": {"console", "writers"},
     "assembly": {"data", "optimizers", "parallel", "steps", "train_state", "transfer"},
+    "analysis": {"checkpoint", "config", "data", "figures", "metrics", "models", "ops"},
+    "analyze": {"analysis", "command", "runtime"},
     "train": {
-        "assembly", "checkpoint", "config", "console", "data", "evaluate", "failure",
+        "analysis", "assembly", "checkpoint", "config", "console", "data", "evaluate", "failure",
         "interruption", "models", "optimizers", "parallel", "processes", "progress",
         "train_state", "transfer", "workdir", "writers",
     },

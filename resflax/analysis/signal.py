@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from resflax import figures, metrics
-from resflax.analysis import taps
+from resflax import metrics
+from resflax.analysis import lines, taps
 from resflax.analysis.result import Result
 from resflax.analysis.subject import Subject
 
@@ -45,29 +46,32 @@ class Signal:
     gradient: float
 
 
-def measure(
-    model: Any, variables: dict[str, Any], images: jax.Array, labels: jax.Array, seed: int = 0
-) -> list[Signal]:
-    """The signal in training mode: batch norm has the statistics of these images.
+def meter(
+    model: nn.Module, seed: int = 0
+) -> Callable[[dict[str, Any], jax.Array, jax.Array], list[Signal]]:
+    """What measures the signal in training mode: batch norm has the statistics of these images.
 
     Args:
       model: the network, without loops.
-      variables: 'params' and 'batch_stats'.
-      images: normalised, [N, H, W, C].
-      labels: [N].
       seed: of dropout and stochastic depth.
 
     Returns:
-      A row for each block, in order.
+      From 'params' and 'batch_stats', normalised images [N, H, W, C] and labels [N] to a row for
+      each block, in order; compiled once for images of one shape.
     """
     apply = functools.partial(
         model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)}
     )
-    passed = taps.shapes(apply, taps.parts, variables, images)
-    offsets = {name: jnp.zeros(p.input.shape, p.input.dtype) for name, p in passed.items()}
-    numbers = _statistics(apply)(variables, images, labels, offsets)
-    # A jitted function gives dictionaries back in alphabetical order.
-    return [Signal(name, *(float(n) for n in jax.device_get(numbers[name]))) for name in passed]
+    statistics = _statistics(apply)
+
+    def measure(variables: dict[str, Any], images: jax.Array, labels: jax.Array) -> list[Signal]:
+        passed = taps.shapes(apply, taps.parts, variables, images)
+        offsets = {name: jnp.zeros(p.input.shape, p.input.dtype) for name, p in passed.items()}
+        numbers = jax.device_get(statistics(variables, images, labels, offsets))
+        # A jitted function gives dictionaries back in alphabetical order.
+        return [Signal(name, *(float(n) for n in numbers[name])) for name in passed]
+
+    return measure
 
 
 def factor(values: Sequence[float]) -> float:
@@ -97,7 +101,7 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
     rows, remarks = [], []
     for subject in subjects:
         images, labels = next(subject.batches(options.batch))
-        signals = measure(subject.model, subject.variables, images, labels)
+        signals = meter(subject.model)(subject.variables, images, labels)
         found[subject.name] = signals
         rows += [{"network": subject.name, **dataclasses.asdict(s)} for s in signals]
         remarks.append(f"{subject.name}: {verdict(signals)}")
@@ -111,35 +115,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def draw(found: dict[str, list[Signal]]) -> Figure:
     """Variance and gradient over the blocks, a line for each network."""
-    figure = Figure(figsize=(figures.PAGE, 2.8), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, field, label in zip(
-        panels,
-        ("variance", "gradient"),
-        ("variance of the block's output", "norm of the gradient at its input"),
-        strict=True,
-    ):
-        figures.style(axes)
-        for number, (name, signals) in enumerate(found.items()):
-            values = [getattr(s, field) for s in signals]
-            colour = figures.COLOURS[number % len(figures.COLOURS)]
-            style = ("-", "--", ":")[number // len(figures.COLOURS) % 3]
-            places = range(len(values))
-            axes.plot(places, values, style, color=colour, linewidth=1.2, label=name)
-        axes.set_yscale("log")
-        axes.tick_params(which="minor", labelsize=figures.FONT - 2)
-        axes.set_xlabel("block, from the images to the classifier")
-        axes.set_ylabel(label)
-    lines, names = panels[0].get_legend_handles_labels()
-    figure.legend(
-        lines,
-        names,
-        loc="outside upper center",
-        ncols=min(len(names), 3),
-        frameon=False,
-        fontsize=figures.FONT - 1,
+    return lines.draw(
+        [
+            (
+                "block, from the images to the classifier",
+                label,
+                {name: [getattr(s, field) for s in signals] for name, signals in found.items()},
+            )
+            for field, label in (
+                ("variance", "variance of the block's output"),
+                ("gradient", "norm of the gradient at its input"),
+            )
+        ]
     )
-    return figure
 
 
 def _statistics(apply: Callable[..., Any]) -> Callable[..., dict[str, tuple[jax.Array, ...]]]:

@@ -33,10 +33,10 @@ def written_out(model: nn.Module) -> nn.Module:
 
 def parts(module: nn.Module, method: str) -> str | None:
     """Selects the blocks: all that a network calls itself, but its last norm and its classifier."""
-    if method != "__call__" or len(module.path) != 1:
+    if method != "__call__" or len(module.path) != 1 or isinstance(module, nn.Dropout):
         return None
     (name,) = module.path
-    return None if name in ("head", "dropout", "norm") else name
+    return None if name in ("head", "norm") else name
 
 
 def recorded(apply: Callable[..., Any], select: Select) -> Callable[..., Any]:

@@ -1,0 +1,47 @@
+"""What is cheap to know of a network while it trains: its signal, its units and its gates."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from resflax.analysis import signal, taps, units
+from resflax.data import augmentation
+from resflax.data.sources import Dataset
+
+_IMAGES = 32
+
+
+class Monitor:
+    """Looks at a network with the same few test images every time; compiled at the first look.
+
+    Args:
+      model: the network.
+      dataset: of the images.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Dataset):
+        model = taps.written_out(model)
+        batch = dataset.test.test_batch(np.arange(min(_IMAGES, len(dataset.test))))
+        description = dataset.description
+        normalize = augmentation.normalizer(description.mean, description.std)
+        self._images = normalize(jnp.asarray(batch["image"]))
+        self._labels = jnp.asarray(batch["label"])
+        self._signal, self._units = signal.meter(model), units.meter(model)
+
+    def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
+        """By such as 'gradient/stage2_block1'; what a block has not, or is not finite, is left out.
+
+        'variance' and 'gradient': see signal.Signal; 'dead', 'zeros', 'saturated': shares of the
+        values of its units, see units.Units; 'gates': the share that is closed or open.
+        """
+        numbers: dict[str, float | None] = {}
+        for s in self._signal(variables, self._images, self._labels):
+            numbers |= {f"variance/{s.block}": s.variance, f"gradient/{s.block}": s.gradient}
+        for u in self._units(variables, [(self._images, self._labels)]):
+            shares = {"dead": u.dead_share, "zeros": u.zeros, "saturated": u.saturated}
+            shares["gates"] = None if u.closed is None or u.open is None else u.closed + u.open
+            numbers |= {f"{name}/{u.block}": share for name, share in shares.items()}
+        return {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)}
