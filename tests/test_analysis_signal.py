@@ -1,6 +1,7 @@
 """Tests of what passes through a network, against arithmetic and derivatives by hand."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -32,7 +33,7 @@ def changes(signals):
     """Of the gradient, on its way back through the equal blocks of the first stage."""
     found = {s.block: s.gradient for s in signals}
     names = [n for n in found if n.startswith("stage2") and n != "stage2_block1"]
-    return [found[a] / found[b] for a, b in zip(names, names[1:], strict=False)]
+    return [found[a] / found[b] for a, b in itertools.pairwise(names)]
 
 
 def without_branches(variables):
