@@ -5,6 +5,8 @@ python -m resflax.analyze signal --model cifar_resnet56 --set shortcut=none,A,B
 
 import argparse
 import ast
+import collections
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -75,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = result.write(folder)
     except OSError as error:
         parser.error(f"{folder} cannot be written to: {error.strerror}.")
-    console.print(f"{folder}: {', '.join(path.name for path in paths)}")
+    names = ", ".join(path.name for path in paths)
+    console.print(f"{folder}: {names}", soft_wrap=True)
     return 0
 
 
@@ -117,7 +120,19 @@ def _subjects(options: argparse.Namespace, images: int) -> list[subject.Subject]
         subjects.append(
             subject.from_run(workdir, images=images, step=options.step, best=options.best)
         )
-    return subjects
+    return _told_apart(subjects)
+
+
+def _told_apart(subjects: list[subject.Subject]) -> list[subject.Subject]:
+    """Results go by the subjects' names: runs of one name in several folders get numbers."""
+    counts = collections.Counter(s.name for s in subjects)
+    seen: collections.Counter[str] = collections.Counter()
+    named = []
+    for one in subjects:
+        seen[one.name] += 1
+        number = f" ({seen[one.name]})" if counts[one.name] > 1 else ""
+        named.append(dataclasses.replace(one, name=f"{one.name}{number}"))
+    return named
 
 
 def _values(text: str) -> tuple[str, list[Any]]:
