@@ -11,6 +11,8 @@ from resflax.analysis.class_maps import Maps
 from resflax.analysis.result import NothingError
 from resflax.models import create_model
 
+pytestmark = pytest.mark.once
+
 CLASSES = 5
 
 DENSE_VGG = {"num_filters": 2, "fc_units": 8, "dense_evaluation": True}

@@ -10,6 +10,8 @@ from resflax.analysis import accuracy, bars, blocks, complexity, gates
 from resflax.analysis.subject import untrained
 from resflax.models import count, create_model
 
+pytestmark = pytest.mark.once
+
 SHAPE = (224, 224, 3)
 
 

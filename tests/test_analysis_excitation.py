@@ -12,6 +12,8 @@ from resflax.analysis.result import NothingError
 from resflax.analysis.subject import untrained
 from resflax.models import create_model, layers
 
+pytestmark = pytest.mark.once
+
 CLASSES = 4
 
 

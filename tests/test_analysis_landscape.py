@@ -10,6 +10,8 @@ import pytest
 from resflax import metrics
 from resflax.analysis import landscape, subject
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def network():

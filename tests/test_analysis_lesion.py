@@ -10,6 +10,8 @@ import pytest
 from resflax.analysis import lesion, subject
 from resflax.analysis.result import NothingError
 
+pytestmark = pytest.mark.once
+
 
 def make(depth=14, **overrides):
     network = subject.untrained(

@@ -14,6 +14,8 @@ from resflax.config import build_model
 from resflax.data import sources
 from resflax.train import train_and_evaluate
 
+pytestmark = pytest.mark.once
+
 
 def looks(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

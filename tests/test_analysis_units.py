@@ -10,6 +10,8 @@ from resflax.analysis.result import NothingError
 from resflax.analysis.subject import untrained
 from resflax.models import create_model
 
+pytestmark = pytest.mark.once
+
 
 def network(**arguments):
     model = taps.written_out(create_model("cifar_resnet20", depth=8, num_filters=4, **arguments))
