@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -29,8 +30,12 @@ print("devices", jax.process_index(), jax.local_device_count(), jax.device_count
 
 # The second process does something; the others sleep.
 OTHERS_SLEEP = """
-import os, signal, sys, time
+import os, pathlib, signal, sys, time
 print("ready", flush=True)
+ready = pathlib.Path(os.environ["READY"])
+(ready / str(os.getpid())).touch()
+while len(list(ready.iterdir())) < int(os.environ["PROCESSES"]):
+    time.sleep(0.01)
 if sys.argv[-1] == "--process_id=1":
     {}
 time.sleep(100)
@@ -44,7 +49,12 @@ def start(*arguments, script="", processes=2, devices=1):
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env={
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "READY": tempfile.mkdtemp(),
+            "PROCESSES": str(processes),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

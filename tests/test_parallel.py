@@ -37,7 +37,8 @@ class Run:
 
 
 def new_run(mode, num_devices, bn_axis, batch_size=32, on_devices=False):
-    config = small_config(**{"parallel.mode": mode, "model.bn_axis": bn_axis})
+    # Smooth: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
+    config = small_config(**{"parallel.mode": mode, "model.bn_axis": bn_axis, "model.act": "silu"})
     parallel = DataParallel.over(mode, jax.devices()[:num_devices])
     dataset = sources.load(config.data)
     read = resident.read if on_devices else dataset.train.train_batch
@@ -46,7 +47,6 @@ def new_run(mode, num_devices, bn_axis, batch_size=32, on_devices=False):
     )
     examples = [parallel.replicate(resident.arrays(dataset.train))] if on_devices else []
     model = config_lib.build_model(config, 10, parallel.axis_name)
-    # A small rate: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
     state = assembly.create_state(config, model, dataset, lambda step: 0.01, parallel)
     return Run(config, parallel, dataset, batches, state, examples)
 
