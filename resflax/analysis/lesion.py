@@ -27,7 +27,8 @@ from resflax.analysis.subject import Subject
 from resflax.models import residual
 from resflax.ops.norm import Affine
 
-_PIXELS = 64 * 32 * 32  # of a batch; 16 images at 64 pixels a side
+_PIXELS = 16 * 224**2  # of a batch
+_MOST_PIXELS = 2 * _PIXELS  # of all images: a network of 50 layers is evaluated 50 times
 _NUMBERS = 6  # of blocks that are deleted, or swapped, at a time
 
 
@@ -136,14 +137,16 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
     found: dict[str, list[Lesion]] = {}
     rows, remarks = [], []
     for subject in subjects:
-        size = max(1, _PIXELS // (subject.image_shape[0] * subject.image_shape[1]))
-        batches = list(subject.batches(size))
+        pixels = subject.image_shape[0] * subject.image_shape[1]
+        size, most = (max(1, total // pixels) for total in (_PIXELS, _MOST_PIXELS))
+        batches = list(subject.batches(size))[: max(1, most // size)]
+        number = sum(len(labels) for _, labels in batches)
         lesions = measure(
             subject.model, subject.variables, batches, draws=options.draws, seed=options.seed
         )
         found[subject.name] = lesions
         rows += [{"network": subject.name, **dataclasses.asdict(x)} for x in lesions]
-        remarks += [f"{subject.name}, {len(subject.images)} images: {s}" for s in verdict(lesions)]
+        remarks += [f"{subject.name}, {number} images: {s}" for s in verdict(lesions)]
     return Result("lesion", rows, remarks, {"": draw(found)})
 
 
