@@ -84,9 +84,11 @@ class Checkpointer:
         alone = jax.process_count() == 1
         packed = _copied(_items(state)) if alone else _items(state)
         checksums = leaves.checksums(packed, state.loops)
-        shapes = _unpacked_shapes(packed, state.loops)
+        # By the time of the manifest the arrays may be gone.
+        outlines = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), packed)
 
         def manifest() -> Manifest:
+            shapes = _unpacked_shapes(outlines, state.loops)
             sums = repeat.unpack(jax.device_get(checksums), state.loops)
             described = {p: leaves.shape_and_dtype(x) for p, x in leaves.by_path(shapes).items()}
             return Manifest(leaves.describe(described, sums), metrics or {}, self._facts)
