@@ -82,8 +82,11 @@ class Checkpointer:
         if not self._has_room(step, _items(state)):
             return
         alone = jax.process_count() == 1
-        packed = _copied(_items(state)) if alone else _items(state)
-        checksums = leaves.checksums(packed, state.loops)
+        if alone:
+            packed, checksums = snapshot(state)
+        else:
+            packed = _items(state)
+            checksums = leaves.checksums(packed, state.loops)
         # By the time of the manifest the arrays may be gone.
         outlines = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), packed)
 
@@ -229,15 +232,14 @@ class Checkpointer:
         self._unsaved(f"{text} The run goes on.")
 
 
-def snapshot(state: TrainState) -> Any:
+def snapshot(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a save has the devices do: a copy of what is saved, beside it, and its checksums."""
-    copy = _copied(_items(state))
-    return copy, leaves.checksums(copy, state.loops)
+    return _snapshot(_items(state), state.loops)
 
 
-@jax.jit
-def _copied(items: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.map(jnp.copy, items)
+@functools.partial(jax.jit, static_argnums=1)
+def _snapshot(items: dict[str, Any], loops: repeat.Loops) -> tuple[dict[str, Any], dict[str, Any]]:
+    return jax.tree.map(jnp.copy, items), leaves.checksums(items, loops)
 
 
 def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
