@@ -6,7 +6,7 @@ import pathlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
 
 # Okabe-Ito colours, the yellow left out, which white paper swallows: distinct under the common
 # forms of colour blindness and in grey.
@@ -33,7 +33,9 @@ def logarithmic(axes: Axes) -> None:
     # Where there are many decades, every one, or some of them.
     few = low > 0 and high / low < 1e4
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if few else (1.0,), numticks=8))
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}" if few else LogFormatterMathtext())
+    # Else it labels decades that the major ticks leave out, in another size.
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:

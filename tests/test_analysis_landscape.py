@@ -1,13 +1,14 @@
 """Tests of the loss along random directions."""
 
 import argparse
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resflax import metrics
+from resflax import figures, metrics
 from resflax.analysis import landscape, subject
 
 pytestmark = pytest.mark.once
@@ -71,6 +72,42 @@ def test_losses_that_are_not_finite_can_be_drawn():
     assert "0.5" in landscape.verdict(
         [landscape.Point(-0.5, 0, np.nan), landscape.Point(0, 0, 1.0), landscape.Point(1, 0, 1.1)]
     )
+
+
+def test_a_plane_of_losses_none_of_which_is_finite_can_be_drawn():
+    points = [landscape.Point(a, b, np.nan) for b in (-1, 0, 1) for a in (-1, 0, 1)]
+    assert len(landscape.draw_planes({"x": points}).axes) == 2
+
+
+def test_images_are_drawn_evenly(network):
+    # As in a folder of classes: sorted by class.
+    labels = np.repeat(np.arange(4, dtype=np.int32), 4)
+    images, drawn = landscape._batch(dataclasses.replace(network, labels=labels), 10**9)
+    assert images.shape == (4, 16, 16, 3)
+    assert drawn.tolist() == [0, 1, 2, 3]
+
+
+def test_a_single_plane_fills_its_figure():
+    points = [landscape.Point(a, b, 1.0 + a * a) for b in (-1, 0, 1) for a in (-1, 0, 1)]
+    one, two = (landscape.draw_planes(dict.fromkeys(names, points)) for names in ("x", "xy"))
+    assert one.get_figwidth() == figures.COLUMN
+    assert two.get_figwidth() == figures.PAGE
+
+
+def test_decades_have_labels_of_one_kind():
+    points = [landscape.Point(a, 0.0, 10.0 ** (8 * abs(a))) for a in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    figure = landscape.draw({"x": points})
+    figure.draw_without_rendering()
+    axis = figure.axes[0].yaxis
+    assert not any(label.get_text() for label in axis.get_ticklabels(minor=True))
+    shown = [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
+    assert all("10^" in label for label in shown)
+
+
+def test_no_plane_but_no_missing_line():
+    assert landscape._odd_or_none("0") == 0
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 3"):
+        landscape._odd("0")
 
 
 @pytest.mark.parametrize("text", ["2", "1", "-3"])

@@ -1,14 +1,17 @@
 """Tests of what a network loses with its blocks."""
 
+import argparse
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resflax.analysis import lesion, subject
+from resflax.analysis import lesion, order, subject
 from resflax.analysis.result import NothingError
+from resflax.models import create_model
 
 pytestmark = pytest.mark.once
 
@@ -98,9 +101,76 @@ def test_rates_of_stochastic_depth_stand_beside_the_drops():
 
 
 def test_a_network_without_residual_blocks_is_refused():
-    network = subject.untrained("densenet121", {}, images=2, size=64)
-    with pytest.raises(NothingError, match="residual blocks"):
-        lesion.measure(network.model, network.variables, list(network.batches(2)))
+    model = create_model("densenet121", num_classes=10)
+    images = jnp.zeros((2, 64, 64, 3))
+    # Shapes are enough to be refused.
+    init = functools.partial(model.init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), images)
+    with pytest.raises(NothingError, match="residual blocks") as caught:
+        lesion.measure(model, variables, [(images, jnp.zeros(2, jnp.int32))])
+    assert not any(name.startswith("inception") for name in str(caught.value).split())
+
+
+def test_a_plain_block_behind_a_wide_stem_can_be_deleted():
+    network = make(depth=8, shortcut="none", stem_filters=16)
+    images, _ = next(network.batches(4))
+    first = ["stage2_block1"]
+    names = [f"stage{stage}_block1" for stage in (2, 3, 4)]
+    logits = lesion.lesioned(network.model)(network.variables, images, kept(names, first))
+    assert np.isfinite(logits).all()
+
+
+def test_numbers_of_blocks_begin_with_one():
+    assert [lesion._numbers(most) for most in (0, 1, 2)] == [[], [1], [1]]
+    for most in (5, 9, 16, 54):
+        numbers = lesion._numbers(most)
+        assert numbers[0] == 1
+        assert numbers[-1] == most - 1
+        assert len(numbers) <= 6
+
+
+@pytest.mark.parametrize("drops", [[0.1, 0.1, 0.1], [0.1, 0.3, 0.2]])
+def test_equal_drops_have_no_rank_correlation(drops):
+    found = [lesion.Lesion("none", "nothing", 0.9)]
+    for i, drop in enumerate(drops, 1):
+        found.append(lesion.Lesion("block", f"stage2_block{i}", 0.9 - drop, drop_rate=0.1 * i))
+    said = lesion.verdict(found)
+    assert len(said) == (1 if len(set(drops)) == 1 else 2)
+    assert "nan" not in " ".join(said)
+
+
+def test_lines_end_with_the_stages_of_deleted_blocks():
+    deleted = [lesion.Lesion("block", name, 0.5) for name in BLOCKS]
+    assert [x for x, _, _ in lesion._pieces(range(1, 7), deleted)] == [[1, 2], [3, 4], [5, 6]]
+    random = [lesion.Lesion("blocks", str(i), 0.5, 0.1) for i in (1, 3, 5)]
+    assert [(x, e) for x, _, e in lesion._pieces([1, 3, 5], random)] == [([1, 3, 5], [10.0] * 3)]
+
+
+def test_swapped_blocks_have_each_others_parameters_and_statistics(network):
+    names = list(BLOCKS)
+    (pair,) = order.exchangeable(network.variables["params"], names)
+    a, b = pair
+    moved = order.swapped(names, [pair], 1, np.random.default_rng(0))
+    assert order.tau(names, names) == pytest.approx(1.0)
+    assert order.tau(names, moved) == pytest.approx(1 - 2 / 15)
+    permuted = order.permuted(network.variables, names, moved)
+    for kind in ("params", "batch_stats"):
+        old, new = network.variables[kind], permuted[kind]
+        assert new[a] is old[b]
+        assert new[b] is old[a]
+        assert all(new[n] is old[n] for n in old if n not in pair)
+    images, _ = next(network.batches(8))
+    logits = jax.jit(lesion.lesioned(network.model))
+    whole, other = (logits(v, images, kept(BLOCKS)) for v in (network.variables, permuted))
+    assert np.abs(whole - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("text", ["0", "-1"])
+def test_no_draws_are_refused(text):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    lesion.add_arguments(parser)
+    with pytest.raises(argparse.ArgumentError, match="at least 1"):
+        parser.parse_args([f"--draws={text}"])
 
 
 def test_verdict():

@@ -90,8 +90,7 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
     line = [(a, 0.0) for a in _steps(options.points)]
     plane = [(a, b) for b in _steps(options.grid) for a in _steps(options.grid)]
     for subject in subjects:
-        number = _images(subject, len(line) + len(plane))
-        images, labels = next(subject.batches(number))
+        images, labels = _batch(subject, len(line) + len(plane))
         at = functools.partial(
             measure, subject.model, subject.variables, images, labels, seed=options.seed
         )
@@ -106,7 +105,9 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds those of this analysis."""
     parser.add_argument("--points", type=_odd, default=31, help="along one direction; 31")
-    parser.add_argument("--grid", type=_odd, default=11, help="points a side; 0: no plane; 11")
+    parser.add_argument(
+        "--grid", type=_odd_or_none, default=11, help="points a side; 0: no plane; 11"
+    )
 
 
 def verdict(line: Sequence[Point]) -> str:
@@ -137,10 +138,12 @@ def draw_planes(planes: Mapping[str, Sequence[Point]]) -> Figure:
     """Contours of the loss over both directions, a panel for each network, on one scale."""
     columns = min(3, len(planes))
     rows = -(-len(planes) // columns)
-    figure = Figure(figsize=(figures.PAGE, 2.5 * rows + 0.3), layout="constrained")
+    # Panels are square: a wider figure would have its room beside them.
+    width = figures.COLUMN if columns == 1 else figures.PAGE
+    figure = Figure(figsize=(width, 2.5 * rows + 0.3), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    finite = [p.loss for points in planes.values() for p in points if math.isfinite(p.loss)]
-    low, high = np.log10(max(min(finite), 1e-6)), np.log10(max(*finite, 1e-5))
+    losses = [p.loss for points in planes.values() for p in points if math.isfinite(p.loss)]
+    low, high = np.log10(max(min(losses, default=1.0), 1e-6)), np.log10(max([*losses, 1e-5]))
     levels = np.logspace(low, max(high, low + 0.1), _LEVELS)
     for axes, (name, points) in zip(panels, planes.items(), strict=False):
         side = math.isqrt(len(points))
@@ -187,15 +190,20 @@ def _steps(number: int) -> list[float]:
     return np.linspace(-1.0, 1.0, number).tolist() if number > 1 else [0.0] * number
 
 
-def _images(subject: Subject, points: int) -> int:
-    """As many as there are, but no more than the budget has for so many points."""
+def _batch(subject: Subject, points: int) -> tuple[jax.Array, jax.Array]:
+    """As many images as the budget has for so many points, drawn evenly, and their labels."""
     pixels = math.prod(subject.image_shape[:2]) * points
-    return max(4, min(len(subject.images), int(_BUDGET / pixels)))
+    number = max(4, int(_BUDGET / pixels))
+    return next(subject.batches(number, number))
 
 
 def _odd(text: str) -> int:
-    """A number of points that has one in the middle, or none."""
+    """A number of points that has one in the middle."""
     number = int(text)
-    if number and (number < 3 or number % 2 == 0):
-        raise argparse.ArgumentTypeError(f"{number} must be odd and at least 3, or 0.")
+    if number < 3 or number % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{number} must be odd and at least 3.")
     return number
+
+
+def _odd_or_none(text: str) -> int:
+    return 0 if text == "0" else _odd(text)

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,7 +27,8 @@ from resflax.models import residual
 from resflax.ops.norm import Affine
 
 _PIXELS = 16 * 224**2  # of a batch
-_MOST_PIXELS = 2 * _PIXELS  # of all images: a network of 50 layers is evaluated 50 times
+# Of all images, unless the command line says: a network of 50 layers is evaluated 50 times.
+_MOST_PIXELS = 2 * _PIXELS
 _NUMBERS = 6  # of blocks that are deleted, or swapped, at a time
 
 
@@ -77,8 +77,8 @@ def measure(
     names = _blocks(model, variables, batches[0][0])
     if not names:
         raise NothingError(
-            "lesion is for networks of residual blocks, such as those of "
-            "python -m resflax.models '*resne*t*'."
+            "lesion is for networks of residual blocks as in ResNet, with or without shortcuts, "
+            "such as cifar_resnet20, resnet50 and se_resnext50_32x4d."
         )
     top1 = functools.partial(_top1, _hits(model), batches, names)
     rng = np.random.default_rng(seed)
@@ -119,7 +119,8 @@ def lesioned(model: nn.Module) -> Callable[..., jax.Array]:
         def bypassed(name: str, method: Callable[..., Any], x: jax.Array, *rest: Any) -> jax.Array:
             y = method(x, *rest)
             stride = -(-x.shape[1] // y.shape[1])
-            identity = residual.zero_padded_identity(x, y.shape[-1], stride)
+            # A plain block may take in more channels than it gives out, behind a wide stem.
+            identity = residual.zero_padded_identity(x[..., : y.shape[-1]], y.shape[-1], stride)
             return jnp.where(kept[name] > 0, y, identity)
 
         plain = taps.edited(apply, _plain_blocks, bypassed)
@@ -138,8 +139,8 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
     rows, remarks = [], []
     for subject in subjects:
         pixels = subject.image_shape[0] * subject.image_shape[1]
-        size, most = (max(1, total // pixels) for total in (_PIXELS, _MOST_PIXELS))
-        batches = list(subject.batches(size))[: max(1, most // size)]
+        most = None if options.images else max(1, _MOST_PIXELS // pixels)
+        batches = list(subject.batches(max(1, _PIXELS // pixels), most))
         number = sum(len(labels) for _, labels in batches)
         lesions = measure(
             subject.model, subject.variables, batches, draws=options.draws, seed=options.seed
@@ -152,7 +153,7 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds those of this analysis."""
-    parser.add_argument("--draws", type=int, default=3, help="of random blocks and swaps; 3")
+    parser.add_argument("--draws", type=_count, default=3, help="of random blocks and swaps; 3")
 
 
 def verdict(lesions: Sequence[Lesion]) -> list[str]:
@@ -170,7 +171,8 @@ def verdict(lesions: Sequence[Lesion]) -> list[str]:
         f"without {worst.what}, to {worst.top1:.1%}"
     ]
     rates = [x.drop_rate for x in blocks if x.drop_rate is not None]
-    if len(rates) == len(blocks) > 1:
+    # Ranks of equal numbers have no correlation.
+    if len(rates) == len(blocks) and len({x.top1 for x in blocks}) > 1 < len(set(rates)):
         rho = scipy.stats.spearmanr(rates, [whole - x.top1 for x in blocks]).statistic
         said.append(
             "the more often stochastic depth drops a block, the "
@@ -193,13 +195,12 @@ def draw(found: Mapping[str, Sequence[Lesion]]) -> Figure:
             colour = figures.COLOURS[number % len(figures.COLOURS)]
             chosen = [x for x in lesions if x.lesion == kind]
             places = [int(x.what) if x.what.isdigit() else i for i, x in enumerate(chosen, 1)]
-            values = [100 * x.top1 for x in chosen]
-            errors = [100 * x.std for x in chosen]
             axes.axhline(100 * lesions[0].top1, color=colour, linewidth=0.6, linestyle=":")
-            axes.errorbar(
-                places, values, errors, fmt=".-", color=colour, linewidth=1.0, markersize=4,
-                label=name, elinewidth=0.6,
-            )  # fmt: skip
+            for piece, (x, y, error) in enumerate(_pieces(places, chosen)):
+                axes.errorbar(
+                    x, y, error, fmt=".-", color=colour, linewidth=1.0, markersize=4,
+                    label=None if piece else name, elinewidth=0.6,
+                )  # fmt: skip
         axes.set_xlabel(label)
         figures.style(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -211,7 +212,7 @@ def draw(found: Mapping[str, Sequence[Lesion]]) -> Figure:
         ncols=lines.legend_columns(list(found)),
         frameon=False,
         fontsize=figures.FONT - 1,
-        title="dotted: the whole network",
+        title="dotted: the whole network; lines join the blocks of a stage",
         title_fontsize=figures.FONT - 1,
     )
     return figure
@@ -267,10 +268,33 @@ def _drop_rates(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
     return {n: model.drop_rate(int(stage), int(block)) for n, (stage, block) in places.items()}
 
 
+def _pieces(
+    places: Sequence[int], lesions: Sequence[Lesion]
+) -> list[tuple[list[int], list[float], list[float]]]:
+    """Places, top-1 and its deviation in percent; of deleted blocks, a piece for each stage."""
+    pieces = []
+    pairs = zip(places, lesions, strict=True)
+
+    def stage(pair: tuple[int, Lesion]) -> str:
+        return gates.stage(pair[1].what) if pair[1].lesion == "block" else ""
+
+    for _, group in itertools.groupby(pairs, key=stage):
+        xs, found = zip(*group, strict=True)
+        pieces.append((list(xs), [100 * x.top1 for x in found], [100 * x.std for x in found]))
+    return pieces
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1.")
+    return number
+
+
 def _numbers(most: int) -> list[int]:
     """Up to six numbers of things, from 1 to all but one of them."""
-    last = max(1, most - 1) if most else 0
-    return sorted({math.ceil(last * i / _NUMBERS) for i in range(1, _NUMBERS + 1)} - {0})
+    last = max(1, most - 1)
+    return sorted({round(x) for x in np.linspace(1, last, _NUMBERS)}) if most else []
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:

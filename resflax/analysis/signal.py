@@ -96,11 +96,11 @@ def verdict(signals: Sequence[Signal]) -> str:
 
 
 def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
-    """Measures each subject on its first images, `options.batch` of them."""
+    """Measures each subject on `options.batch` of its images."""
     found: dict[str, list[Signal]] = {}
     rows, remarks = [], []
     for subject in subjects:
-        images, labels = next(subject.batches(options.batch))
+        images, labels = next(subject.batches(options.batch, options.batch))
         signals = meter(subject.model)(subject.variables, images, labels)
         found[subject.name] = signals
         rows += [{"network": subject.name, **dataclasses.asdict(s)} for s in signals]

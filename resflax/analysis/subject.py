@@ -58,10 +58,18 @@ class Subject:
             jnp.asarray(images)
         )
 
-    def batches(self, size: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-        """Normalised images and their labels; the last batch may be smaller."""
-        for start in range(0, len(self.images), size):
-            rows = slice(start, start + size)
+    def batches(self, size: int, most: int | None = None) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """Normalised images and their labels; the last batch may be smaller.
+
+        Args:
+          size: images in a batch.
+          most: of all images; fewer are drawn evenly, since the first ones may be of one class.
+        """
+        total = len(self.images)
+        number = total if most is None else min(total, most)
+        chosen = np.arange(number) * total // number
+        for start in range(0, number, size):
+            rows = chosen[start : start + size]
             yield self.normalized(self.images[rows]), jnp.asarray(self.labels[rows])
 
 
