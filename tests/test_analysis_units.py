@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import network
 
 from resflax.analysis import taps, units
 from resflax.analysis.result import NothingError
@@ -11,13 +12,6 @@ from resflax.analysis.subject import untrained
 from resflax.models import create_model
 
 pytestmark = pytest.mark.once
-
-
-def network(**arguments):
-    model = taps.written_out(create_model("cifar_resnet20", depth=8, num_filters=4, **arguments))
-    images = jax.random.normal(jax.random.key(1), (6, 16, 16, 3))
-    variables = jax.jit(lambda k, x: model.init(k, x, train=False))(jax.random.key(0), images)
-    return model, variables, images
 
 
 def counted(model, variables, images, size=6):

@@ -34,7 +34,9 @@ ARROWS = {
     "writers": {"curves", "workdir"},
     "progress": {"console", "writers"},
     "assembly": {"data", "optimizers", "parallel", "steps", "train_state", "transfer"},
-    "analysis": {"checkpoint", "config", "data", "figures", "metrics", "models", "ops"},
+    "analysis": {
+        "checkpoint", "config", "data", "figures", "metrics", "models", "ops", "workdir",
+    },
     "analyze": {"analysis", "command", "runtime"},
     "train": {
         "analysis", "assembly", "checkpoint", "config", "console", "data", "evaluate", "failure",

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from resflax import figures
+from resflax import workdir as workdir_lib
 from resflax.analysis import bars
 
-# See resflax.train: a run has it when it has finished.
-_FILE, _TOP1 = "result.json", "eval/top1"
+# Of the result, which a run has when it has finished: see resflax.train.
+_TOP1 = "eval/top1"
 
 _MARKERS = "osD^vPXd"
 
@@ -34,7 +35,7 @@ def read(workdir: str | pathlib.Path) -> float | None:
     Raises:
       ValueError: if there is a file of the result that cannot be read.
     """
-    path = pathlib.Path(workdir).expanduser() / _FILE
+    path = pathlib.Path(workdir).expanduser() / workdir_lib.RESULT
     try:
         return float(json.loads(path.read_text())[_TOP1])
     except FileNotFoundError:

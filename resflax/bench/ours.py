@@ -29,10 +29,8 @@ class Contender:
     def __init__(self, case: Case, apply_fn: Callable[..., Any] | None = None):
         self._bytes_before, self._peak_before = _memory_stats()
         self._trains = case.trains
-        # A processor's compiler takes a fraction of an accelerator's time for what runs once.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            state = jax.jit(functools.partial(create_state, case, apply_fn))()
-        state, self._batch = jax.device_put((state, _batch(case)), jax.local_devices()[0])
+        state = jax.jit(functools.partial(create_state, case, apply_fn))()
+        self._batch = jax.device_put(_batch(case))
         step = step_function(case)
         start = time.perf_counter()
         lowered = step.lower(state, self._batch)
