@@ -97,6 +97,13 @@ def _parser() -> command.Parser:
             metavar="ARG=V[,V...]",
             help="of the untrained: every combination of values",
         )
+        add(
+            "--data",
+            action="append",
+            default=[],
+            metavar="FIELD=V",
+            help="of config.data, such as source=digits: other images than the run's, or shapes",
+        )
         add("--step", type=int, help="of the runs' checkpoints; default: the latest")
         add("--best", action="store_true", help="the checkpoint with the best evaluation")
         add("--images", type=int, metavar="N", help=f"of the test set; {what.images}")
@@ -112,13 +119,18 @@ def _subjects(options: argparse.Namespace, images: int) -> list[subject.Subject]
         raise ValueError("--model NAME or --workdir DIR is required.")
     if images < 1:
         raise ValueError(f"--images {images} must be at least 1.")
-    values = dict(map(_values, options.set))
+    values = {name: _values(text) for name, text in map(_assignment, options.set)}
+    data = {field: _value(text) for field, text in map(_assignment, options.data)}
     subjects = []
     for name in options.model:
-        subjects += subject.grid(name, values, images=images, seed=options.seed, size=options.size)
+        subjects += subject.grid(
+            name, values, images=images, seed=options.seed, size=options.size, data=data
+        )
     for workdir in options.workdir:
         subjects.append(
-            subject.from_run(workdir, images=images, step=options.step, best=options.best)
+            subject.from_run(
+                workdir, images=images, step=options.step, best=options.best, data=data
+            )
         )
     return _told_apart(subjects)
 
@@ -135,15 +147,20 @@ def _told_apart(subjects: list[subject.Subject]) -> list[subject.Subject]:
     return named
 
 
-def _values(text: str) -> tuple[str, list[Any]]:
-    """'act=relu,sigmoid' -> ('act', ['relu', 'sigmoid']); numbers are numbers."""
-    name, equals, values = text.partition("=")
-    if not equals or not values:
-        raise ValueError(f"--set {text!r} must be ARGUMENT=VALUE or ARGUMENT=VALUE,VALUE.")
-    return name, [_value(v) for v in values.split(",")]
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise ValueError(f"{text!r} must be NAME=VALUE.")
+    return name, value
+
+
+def _values(text: str) -> list[Any]:
+    """'relu,sigmoid' -> ['relu', 'sigmoid']."""
+    return [_value(v) for v in text.split(",")]
 
 
 def _value(text: str) -> Any:
+    """'16' -> 16, but 'A' -> 'A'."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):

@@ -1,4 +1,4 @@
-"""The experiment's configuration: every field, its default and its unit, and what makes it valid.
+"""The experiment's configuration: every field, its default and its unit.
 
 A config file is a difference to `base()`:
 
@@ -8,9 +8,6 @@ A config file is a difference to `base()`:
 """
 
 import json
-import math
-import re
-from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -18,15 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from resflax.data import augmentation, mixing, sources
-from resflax.data.resident import PLACEMENTS
 from resflax.models import create_model, override_names
-from resflax.parallel import MODES
-
-SCHEDULES = ("cosine", "step", "exponential")
-OPTIMIZERS = ("sgd", "rmsprop")
-BN_AXES = ("device", "global")
-DTYPES = ("float32", "bfloat16")
 
 
 class ConfigError(ValueError):
@@ -241,140 +230,6 @@ def build_model(
     return create_model(config.model.name, num_classes, **overrides)
 
 
-def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
-    """Raises ConfigError for the first thing in the config that cannot be.
-
-    Args:
-      config: of a run.
-      num_devices: that will share its batches.
-    """
-    for field, value in flatten(config).items():
-        if isinstance(value, tuple) and not all(isinstance(part, int | float) for part in value):
-            raise ConfigError(f"config.{field} {value} must be numbers.")
-    _choice(config, "model.dtype", DTYPES)
-    try:
-        create_model(config.model.name, **model_overrides(config))
-    except ValueError as error:
-        raise ConfigError(f"config.model: {error}") from None
-    _choice(config, "model.bn_axis", BN_AXES)
-    _choice(config, "optim.name", OPTIMIZERS)
-    _choice(config, "optim.schedule", SCHEDULES)
-    _pattern(config, "train.trainable")
-    _choice(config, "parallel.mode", MODES)
-    _choice(config, "checkpoint.if_unsaved", ("stop", "go_on"))
-    for field in (
-        "train.batch_size",
-        "train.grad_accumulation",
-        "eval.batch_size",
-        "eval.every_epochs",
-        "checkpoint.every_epochs",
-        "checkpoint.keep",
-        "log.every_steps",
-    ):
-        _at_least(config, field, 1)
-    for field in (
-        "optim.warmup_epochs",
-        "optim.weight_decay",
-        "optim.clip_norm",
-        "optim.lr",
-        "optim.decay_epochs",
-        "optim.rms_epsilon",
-        "train.steps_per_call",
-        "train.max_skips",
-        "analysis.every",
-    ):
-        _at_least(config, field, 0)
-    try:
-        augmentation.augmenter(lambda images: images, **config.augment)
-        mixing.mixer(**config.mix)
-    except ValueError as error:
-        raise ConfigError(f"config.{error}") from None
-    _at_least(config, "train.aux_weight", 0)
-    _validate_data(config)
-    shares = "train.label_smoothing", "train.ema_decay", "optim.momentum", "optim.rms_decay"
-    for field in shares:
-        _between(config, field, 0.0, 1.0)
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"config.seed {config.seed} must be from 0 to 2**32 - 1.")
-    if not 0 < config.train.epochs < math.inf:
-        raise ConfigError(
-            f"config.train.epochs {config.train.epochs} must be more than 0, and finite."
-        )
-    if config.optim.warmup_epochs > config.train.epochs:
-        raise ConfigError(
-            f"config.optim.warmup_epochs {config.optim.warmup_epochs} is longer than "
-            f"config.train.epochs {config.train.epochs}."
-        )
-    if list(config.optim.step_epochs) != sorted(config.optim.step_epochs):
-        raise ConfigError(f"config.optim.step_epochs {config.optim.step_epochs} must increase.")
-    _validate_devices(config, num_devices)
-
-
-def _validate_data(config: ml_collections.ConfigDict) -> None:
-    data = config.data
-    _choice(config, "data.source", sources.SOURCES)
-    _choice(config, "data.placement", PLACEMENTS)
-    _choice(config, "data.crop", sources.CROPS)
-    _between(config, "data.folder.val_share", 0.0, 1.0)
-    _between(config, "data.max_bad", 0.0, 1.0)
-    for field in ("threads", "eval_resize"):
-        _at_least(config, f"data.{field}", 0)
-    for field in ("shapes.num_train", "shapes.num_test"):
-        _at_least(config, f"data.{field}", 1)
-    for field, most in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("crop_shorter", math.inf)):
-        _interval(config, f"data.{field}", most)
-    try:
-        size = sources.image_size(data)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    least = 16 if data.source == "shapes" else 8
-    if size < least:
-        raise ConfigError(f"config.data.image_size {size} must be at least {least}.")
-    if data.test_crops not in (1, 10):
-        raise ConfigError(f"config.data.test_crops {data.test_crops} must be 1 or 10.")
-    if data.test_crops > 1 and data.eval_resize <= size:
-        raise ConfigError(
-            f"config.data.test_crops {data.test_crops} are cut from images of "
-            f"config.data.eval_resize {data.eval_resize}: it must be more than their {size} pixels."
-        )
-    sides = {"eval_resize": data.eval_resize or size}
-    if data.crop == "scale":
-        sides["crop_shorter"] = data.crop_shorter[0]
-    for field, side in sides.items():
-        if side < size:
-            raise ConfigError(
-                f"config.data.{field} {data[field]} must be at least config.data.image_size "
-                f"{size}: images are not smaller than what is cut from them."
-            )
-    if len(data.mean) != len(data.std) or min(data.std, default=1.0) <= 0:
-        raise ConfigError(
-            f"config.data.mean {data.mean} and config.data.std {data.std} must be a number for "
-            "each channel, the latter positive, or ()."
-        )
-    if not 0.0 <= data.shapes.difficulty <= 1.0:
-        raise ConfigError(f"data.shapes.difficulty {data.shapes.difficulty}: from 0 to 1.")
-
-
-def _validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
-    for field, parts in (
-        ("train.batch_size", config.train.grad_accumulation),
-        ("eval.batch_size", 1),
-    ):
-        size, divisor = _get(config, field), num_devices * parts
-        if size % divisor:
-            below = max(1, size // divisor) * divisor
-            times = f" x config.train.grad_accumulation {parts}" if parts > 1 else ""
-            raise ConfigError(
-                f"config.{field} {size} is not divisible by {num_devices} devices{times}; "
-                f"{below} or {below + divisor} would be."
-            )
-    if config.parallel.mode == "jit" and config.model.bn_axis == "device" and num_devices > 1:
-        raise ConfigError(
-            f"config.parallel.mode 'jit' on {num_devices} devices has the whole batch's batch-norm "
-            "statistics: set config.model.bn_axis to 'global', or the mode to 'shard_map'."
-        )
-
-
 def to_json(config: ml_collections.ConfigDict) -> str:
     """The config as JSON text."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
@@ -424,46 +279,3 @@ def _owner(config: ml_collections.ConfigDict, field: str) -> tuple[Any, str]:
     if name not in config:
         raise KeyError(field)
     return config, name
-
-
-def _get(config: ml_collections.ConfigDict, field: str) -> Any:
-    owner, name = _owner(config, field)
-    return owner[name]
-
-
-def _choice(config: ml_collections.ConfigDict, field: str, choices: Iterable[str]) -> None:
-    value = _get(config, field)
-    if value not in choices:
-        raise ConfigError(
-            f"config.{field} {value!r} is not one of {', '.join(map(repr, choices))}."
-        )
-
-
-def _pattern(config: ml_collections.ConfigDict, field: str) -> None:
-    try:
-        re.compile(_get(config, field))
-    except re.error as error:
-        raise ConfigError(
-            f"config.{field} {_get(config, field)!r} is no regular expression: {error}."
-        ) from None
-
-
-def _at_least(config: ml_collections.ConfigDict, field: str, least: float) -> None:
-    value = _get(config, field)
-    if not value >= least:
-        raise ConfigError(f"config.{field} {value} must be at least {least}.")
-
-
-def _between(config: ml_collections.ConfigDict, field: str, low: float, high: float) -> None:
-    value = _get(config, field)
-    if not low <= value < high:
-        raise ConfigError(f"config.{field} {value} must be at least {low} and less than {high}.")
-
-
-def _interval(config: ml_collections.ConfigDict, field: str, most: float) -> None:
-    value = _get(config, field)
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
-        limit = "" if most == math.inf else f", at most {most}"
-        raise ConfigError(
-            f"config.{field} {value} must be two positive numbers, the least and the most{limit}."
-        )

@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from resflax import assembly, checkpoint, optimizers, train
+from resflax import assembly, checkpoint, optimizers, train, validation
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.console import Console
@@ -31,7 +31,7 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     Raises:
       ValueError: if no step of the run failed, or another config is given.
     """
-    config_lib.validate(config, jax.device_count())
+    validation.validate(config, jax.device_count())
     failure = Failure.read(workdir)
     if changes := config_lib.difference(workdir_lib.read_config(workdir), config):
         raise FailureError(f"the run has another config ({'; '.join(changes)}); give its own.")

@@ -10,7 +10,16 @@ import jax
 import ml_collections
 import optax
 
-from resflax import assembly, checkpoint, failure, interruption, optimizers, processes, transfer
+from resflax import (
+    assembly,
+    checkpoint,
+    failure,
+    interruption,
+    optimizers,
+    processes,
+    transfer,
+    validation,
+)
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.analysis.monitor import Monitor
@@ -56,7 +65,7 @@ def train_and_evaluate(
     """Trains the network that `config` describes, or goes on where `workdir` stopped.
 
     Args:
-      config: see resflax.config; validated here, before anything is written.
+      config: see resflax.config; validated (resflax.validation), before anything is written.
       workdir: the run's directory, absolute; the same one resumes.
 
     Returns:
@@ -70,7 +79,7 @@ def train_and_evaluate(
       Stopped: if a signal asked for it; the state was saved.
     """
     start = time.monotonic()
-    config_lib.validate(config, jax.device_count())
+    validation.validate(config, jax.device_count())
     processes.require_same(config_lib.to_json(config), "config")
     parallel = DataParallel.over(config.parallel.mode)
     dataset = sources.load(config.data)

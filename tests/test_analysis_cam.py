@@ -120,6 +120,31 @@ def test_grad_cam_of_a_stage(name, stage, behind):
 
 
 @pytest.mark.parametrize("fc_units", [8, 16])
+def test_the_maps_of_another_class():
+    """Of the last map, both are sums weighted by that class's column."""
+    model, variables, images = network(*SMALL["resnet"])
+    wanted = logits(model, variables, images)[:, 3]
+    maps = class_maps.measure(model, variables, batches(images), label=3)
+    assert set(maps.classes) == {3}
+    np.testing.assert_allclose(maps.activation.mean(axis=(1, 2)), wanted, rtol=1e-4, atol=1e-5)
+    head = variables["params"]["head"]
+    features = model.apply(variables, images, train=False, features=True)["stage4"]
+    expected = np.einsum("nhwc,c->nhw", features, head["kernel"][:, 3]) / 16
+    np.testing.assert_allclose(maps.gradient, np.maximum(expected, 0), rtol=1e-4, atol=1e-5)
+    stage = class_maps.measure(model, variables, batches(images), "stage4", label=3)
+    np.testing.assert_allclose(stage.gradient, maps.gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_class_goes_by_name_or_number():
+    one = subject.untrained("cifar_resnet20", {}, images=2, size=16)
+    names = one.description.label_names
+    assert cam._label(None, one) is None
+    assert cam._label(names[4], one) == cam._label("4", one) == 4
+    for text in ("10", "-1", "nothing"):
+        with pytest.raises(ValueError, match=f"--label '{text}' is not one of {names[0]}, "):
+            cam._label(text, one)
+
+
 def test_a_network_without_global_pooling_is_refused(fc_units):
     """Also where the last map has as many channels, 16, as are classified."""
     overrides = {"num_filters": 2, "fc_units": fc_units}
@@ -146,6 +171,10 @@ def test_a_row_has_the_probability_and_the_peak_in_pixels():
     names = one.description.label_names
     assert [row["label"] for row in rows] == [names[label] for label in one.labels]
     assert [row["predicted"] for row in rows] == [names[1], names[0]]
+    other = cam.summary(one, maps._replace(classes=np.array([0, 0])))
+    assert [row["probability"] for row in other] == pytest.approx([0.25, 0.8])
+    assert [row["predicted"] for row in other] == [names[1], names[0]]
+    assert {row["class"] for row in other} == {names[0]}
 
 
 @pytest.mark.parametrize(("number", "channels"), [(1, 3), (3, 1)])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resflax.analysis import lesion, order, subject
+from resflax.analysis import lesion, lesions, order, subject
 from resflax.analysis.result import NothingError
 from resflax.models import create_model
 
@@ -40,10 +40,10 @@ BLOCKS = [f"stage{stage}_block{number}" for stage in (2, 3, 4) for number in (1,
 
 def test_a_lesion_of_nothing_is_the_evaluation(network):
     images, _ = next(network.batches(8))
-    logits = jax.jit(lesion.lesioned(network.model))(network.variables, images, kept(BLOCKS))
+    logits = jax.jit(lesions.lesioned(network.model))(network.variables, images, kept(BLOCKS))
     expected = network.model.apply(network.variables, images, train=False)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
-    found = lesion.measure(network.model, network.variables, list(network.batches(20)), draws=1)
+    found = lesions.measure(network.model, network.variables, list(network.batches(20)), draws=1)
     assert found[0].top1 == 1.0
 
 
@@ -59,7 +59,7 @@ def test_a_deleted_block_is_one_whose_branch_gives_nothing(unit):
     block[last] = jax.tree.map(jnp.zeros_like, block[last])
     silent = {**network.variables, "params": {**params, name: block}}
     expected = network.model.apply(silent, images, train=False)
-    logits = lesion.lesioned(network.model)(network.variables, images, kept(BLOCKS, [name]))
+    logits = lesions.lesioned(network.model)(network.variables, images, kept(BLOCKS, [name]))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     whole = network.model.apply(network.variables, images, train=False)
     assert np.abs(expected - whole).max() > 1e-3
@@ -73,12 +73,12 @@ def test_a_plain_network_without_a_block_passes_its_input_on():
     seconds = [name for name in BLOCKS if name.endswith("2")]
     rest = {k: {n: v for n, v in tree.items() if n not in seconds} for k, tree in names.items()}
     expected = shorter.model.apply(rest, images, train=False)
-    logits = lesion.lesioned(network.model)(network.variables, images, kept(BLOCKS, seconds))
+    logits = lesions.lesioned(network.model)(network.variables, images, kept(BLOCKS, seconds))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_measure(network):
-    found = lesion.measure(network.model, network.variables, list(network.batches(48)), draws=2)
+    found = lesions.measure(network.model, network.variables, list(network.batches(48)), draws=2)
     assert [x.what for x in found if x.lesion == "block"] == BLOCKS
     random = [x for x in found if x.lesion == "blocks"]
     assert [int(x.what) for x in random] == sorted({int(x.what) for x in random})
@@ -88,13 +88,13 @@ def test_measure(network):
     assert swap.what == "1"
     assert swap.tau < 1.0
     # Accuracies are means over all batches, whatever their sizes.
-    parts = lesion.measure(network.model, network.variables, list(network.batches(36)), draws=2)
+    parts = lesions.measure(network.model, network.variables, list(network.batches(36)), draws=2)
     assert [x.top1 for x in parts] == pytest.approx([x.top1 for x in found])
 
 
 def test_rates_of_stochastic_depth_stand_beside_the_drops():
     network = make(drop_path=0.5)
-    found = lesion.measure(network.model, network.variables, list(network.batches(48)), draws=1)
+    found = lesions.measure(network.model, network.variables, list(network.batches(48)), draws=1)
     rates = [x.drop_rate for x in found if x.lesion == "block"]
     np.testing.assert_allclose(rates, np.arange(1, 7) / 6 * 0.5)
     assert "stochastic depth" in lesion.verdict(found)[1]
@@ -107,7 +107,7 @@ def test_a_network_without_residual_blocks_is_refused():
     init = functools.partial(model.init, train=False)
     variables = jax.eval_shape(init, jax.random.key(0), images)
     with pytest.raises(NothingError, match="residual blocks") as caught:
-        lesion.measure(model, variables, [(images, jnp.zeros(2, jnp.int32))])
+        lesions.measure(model, variables, [(images, jnp.zeros(2, jnp.int32))])
     assert not any(name.startswith("inception") for name in str(caught.value).split())
 
 
@@ -116,14 +116,14 @@ def test_a_plain_block_behind_a_wide_stem_can_be_deleted():
     images, _ = next(network.batches(4))
     first = ["stage2_block1"]
     names = [f"stage{stage}_block1" for stage in (2, 3, 4)]
-    logits = lesion.lesioned(network.model)(network.variables, images, kept(names, first))
+    logits = lesions.lesioned(network.model)(network.variables, images, kept(names, first))
     assert np.isfinite(logits).all()
 
 
 def test_numbers_of_blocks_begin_with_one():
-    assert [lesion._numbers(most) for most in (0, 1, 2)] == [[], [1], [1]]
+    assert [lesions._numbers(most) for most in (0, 1, 2)] == [[], [1], [1]]
     for most in (5, 9, 16, 54):
-        numbers = lesion._numbers(most)
+        numbers = lesions._numbers(most)
         assert numbers[0] == 1
         assert numbers[-1] == most - 1
         assert len(numbers) <= 6
@@ -131,18 +131,18 @@ def test_numbers_of_blocks_begin_with_one():
 
 @pytest.mark.parametrize("drops", [[0.1, 0.1, 0.1], [0.1, 0.3, 0.2]])
 def test_equal_drops_have_no_rank_correlation(drops):
-    found = [lesion.Lesion("none", "nothing", 0.9)]
+    found = [lesions.Lesion("none", "nothing", 0.9)]
     for i, drop in enumerate(drops, 1):
-        found.append(lesion.Lesion("block", f"stage2_block{i}", 0.9 - drop, drop_rate=0.1 * i))
+        found.append(lesions.Lesion("block", f"stage2_block{i}", 0.9 - drop, drop_rate=0.1 * i))
     said = lesion.verdict(found)
     assert len(said) == (1 if len(set(drops)) == 1 else 2)
     assert "nan" not in " ".join(said)
 
 
 def test_lines_end_with_the_stages_of_deleted_blocks():
-    deleted = [lesion.Lesion("block", name, 0.5) for name in BLOCKS]
+    deleted = [lesions.Lesion("block", name, 0.5) for name in BLOCKS]
     assert [x for x, _, _ in lesion._pieces(range(1, 7), deleted)] == [[1, 2], [3, 4], [5, 6]]
-    random = [lesion.Lesion("blocks", str(i), 0.5, 0.1) for i in (1, 3, 5)]
+    random = [lesions.Lesion("blocks", str(i), 0.5, 0.1) for i in (1, 3, 5)]
     assert [(x, e) for x, _, e in lesion._pieces([1, 3, 5], random)] == [([1, 3, 5], [10.0] * 3)]
 
 
@@ -160,7 +160,7 @@ def test_swapped_blocks_have_each_others_parameters_and_statistics(network):
         assert new[b] is old[a]
         assert all(new[n] is old[n] for n in old if n not in pair)
     images, _ = next(network.batches(8))
-    logits = jax.jit(lesion.lesioned(network.model))
+    logits = jax.jit(lesions.lesioned(network.model))
     whole, other = (logits(v, images, kept(BLOCKS)) for v in (network.variables, permuted))
     assert np.abs(whole - other).max() > 1e-3
 
@@ -174,9 +174,9 @@ def test_no_draws_are_refused(text):
 
 
 def test_verdict():
-    found = [lesion.Lesion("none", "nothing", 0.9)]
-    found += [lesion.Lesion("block", f"stage2_block{i}", 0.9 - 0.1 * i) for i in (1, 2)]
-    found += [lesion.Lesion("block", "stage3_block1", 0.4)]
+    found = [lesions.Lesion("none", "nothing", 0.9)]
+    found += [lesions.Lesion("block", f"stage2_block{i}", 0.9 - 0.1 * i) for i in (1, 2)]
+    found += [lesions.Lesion("block", "stage3_block1", 0.4)]
     (said,) = lesion.verdict(found)
     assert "stage2 15.0, stage3 50.0 points" in said
     assert "most without stage3_block1, to 40.0%" in said

@@ -1,5 +1,6 @@
 """Tests of what passes through a network, against arithmetic and derivatives by hand."""
 
+import csv
 import functools
 import itertools
 import math
@@ -7,9 +8,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from resflax import metrics
+from resflax import analyze, metrics
 from resflax.analysis import signal, subject, taps
 from resflax.models import create_model
 
@@ -111,6 +113,46 @@ def test_a_gradient_agrees_with_finite_differences():
     found = {s.block: s.gradient for s in measured(network)}["stage2_block1"]
     norms = jnp.linalg.norm(gradient.reshape(8, -1), axis=1)
     assert found == pytest.approx(float(norms.mean()), rel=1e-4)
+
+
+def test_clipping_scales_the_gradients_of_all_parameters_alike():
+    network = make(depth=8)
+    images, labels = next(network.batches(8))
+
+    def loss(params):
+        variables = {**network.variables, "params": params}
+        logits, _ = network.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return metrics.cross_entropy(logits, labels).mean()
+
+    gradient = jax.grad(loss)(network.variables["params"])
+    measure = signal.meter(network.model)
+    whole = float(optax.tree.norm(gradient))
+    for limit in (math.inf, 2 * whole, 0.1 * whole):
+        clip = optax.clip_by_global_norm(limit)
+        clipped, _ = clip.update(gradient, clip.init(gradient))
+        for s in measure(network.variables, images, labels, limit):
+            expected = float(optax.tree.norm(clipped[s.block]))
+            assert s.parameters == pytest.approx(expected, rel=1e-4)
+
+
+def test_limits_of_the_gradient_are_lines_of_their_own(tmp_path, capsys):
+    command = ["signal", "--model", "cifar_resnet20", "--set", "depth=8", "--size", "16"]
+    command += ["--images", "4", "--out", str(tmp_path), "--clip-norm"]
+    assert analyze.main([*command, "inf,0.01"]) == 0
+    with (tmp_path / "signal.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = [row["network"] for row in rows]
+    assert set(names) == {name := "cifar_resnet20 depth=8", f"{name}, clipped to 0.01"}
+    first, last = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    ratios = [
+        float(b["parameters"]) / float(a["parameters"]) for a, b in zip(first, last, strict=True)
+    ]
+    assert max(ratios) < 0.1
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-4)
+    for limits in ("0", "a", "nan", "1,-1"):
+        with pytest.raises(SystemExit):
+            analyze.main([*command, limits])
+        assert "must be positive numbers" in capsys.readouterr().err
 
 
 def test_blocks_come_in_order_whatever_their_names():

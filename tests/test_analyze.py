@@ -1,10 +1,15 @@
 """Tests of the command line of the analyses."""
 
 import csv
+import json
 
+import numpy as np
 import pytest
+from small import config as small_config
 
 from resflax import analyze
+from resflax.analysis import lesions
+from resflax.train import train_and_evaluate
 
 SMALL = ("--size", "16", "--images", "4", "--set", "depth=8", "--set", "num_filters=4")
 
@@ -46,16 +51,84 @@ def test_networks_of_one_name_are_told_apart(tmp_path):
     [
         (("signal",), "--model NAME or --workdir DIR is required"),
         (("signal", "--model", "resnet-50"), "no network 'resnet-50'"),
-        (("signal", "--model", "cifar_resnet20", "--set", "depth"), "must be ARGUMENT=VALUE"),
+        (("signal", "--model", "cifar_resnet20", "--set", "depth"), "must be NAME=VALUE"),
         (("signal", "--model", "cifar_resnet20", "--set", "dept=8"), "no argument 'dept'"),
         (("signal", "--model", "cifar_resnet20", "--images", "-1"), "must be at least 1"),
-        (("lesion", "--model", "vgg11", "--size", "64"), "residual blocks"),
+        (("lesion", "--model", "vgg11", "--size", "64"), "vgg11 has no residual blocks"),
+        (
+            ("signal", "--model", "cifar_resnet20", "--data", "sauce=digits"),
+            "has no field 'sauce'; it has",
+        ),
+        (("signal", "--model", "cifar_resnet20", "--data", "source=x"), "'x' is not one of"),
+        (
+            ("signal", "--model", "cifar_resnet20", "--data", "threads=a"),
+            "threads 'a' must be of type int",
+        ),
         (("landscape", "--model", "cifar_resnet20", "--grid", "4"), "must be odd"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(arguments, said, capsys, tmp_path):
     assert said in failure(capsys, *arguments, "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_other_images(tmp_path):
+    data = ("--data", "source=digits", "--data", "image_size=16")
+    one = analyze.subject.untrained(
+        "cifar_resnet20", {"depth": 8}, images=40, data={"source": "digits", "image_size": 16}
+    )
+    assert one.images.shape == (40, 16, 16, 1)
+    assert len(set(one.labels)) > 5
+    assert one.description.label_names == tuple("0123456789")
+    arguments = ("signal", "--model", "cifar_resnet20", "--set", "depth=8", "--images", "4", *data)
+    assert analyze.main([*arguments, "--out", str(tmp_path)]) == 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "small"
+    overrides = {"model.name": "cifar_resnet20", "model.depth": 8, "model.num_filters": 4}
+    overrides |= {"model.cardinality": None, "model.base_width": None, "train.epochs": 1.0}
+    train_and_evaluate(small_config(**overrides), workdir)
+    return workdir
+
+
+def test_a_run_with_other_images_of_its_kind(run):
+    whole = analyze.subject.from_run(run, images=50)
+    other = analyze.subject.from_run(run, images=50, data={"shapes.seed": 1})
+    assert (whole.images != other.images).any()
+    # As the network was trained.
+    assert other.description.mean == whole.description.mean
+    larger = analyze.subject.from_run(run, images=4, data={"image_size": 24})
+    assert larger.image_shape == (24, 24, 3)
+
+
+def test_a_run_with_images_of_other_channels_or_classes(run, tmp_path, capsys):
+    digits = ("--data", "source=digits")
+    said = failure(capsys, "lesion", "--workdir", str(run), *digits)
+    assert "images of 'digits' have 1 channels; the network in" in said
+    assert "was trained on 3" in said
+    path = tmp_path / "set.npz"
+    images, labels = np.zeros((6, 16, 16, 3), np.uint8), np.arange(6) % 3
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    arrays = ("--data", "source=arrays", "--data", f"arrays.path={path}")
+    assert "have 3 classes" in failure(capsys, "lesion", "--workdir", str(run), *arrays)
+
+
+def test_a_lesion_of_nothing_is_the_evaluation_of_a_run(run):
+    one = analyze.subject.from_run(run, images=50)
+    found = lesions.measure(one.model, one.variables, list(one.batches(32)), draws=1)
+    result = json.loads((run / "result.json").read_text())
+    assert found[0].top1 == pytest.approx(result["eval/top1"])
+
+
+def test_statistics_of_many_large_images_are_of_some(monkeypatch):
+    seen = []
+    monkeypatch.setattr(analyze.subject, "_initialised", lambda model, x, seed: seen.append(x))
+    for size, images in ((16, 40), (224, 33)):
+        one = analyze.subject.untrained("cifar_resnet20", {}, images=images, size=size)
+        assert one.variables is None
+    assert [x.shape for x in seen] == [(40, 16, 16, 3), (32, 224, 224, 3)]
 
 
 def test_a_directory_without_a_run(tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 from small import config as small_config
 
 from resflax import config as config_lib
+from resflax import validation
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 DATASETS = {
@@ -18,12 +19,12 @@ DATASETS = {
     "densenet": ("cifar10", "cifar100"),
     "fashion_mnist": ("fashion_mnist", "tfds"),
     "finetune": ("folder",),
-    "identity_mappings": ("cifar10", "cifar100"),
+    "identity_mappings": ("cifar10", "cifar100", "shapes"),
     "imagenet_resnet": ("imagenet2012",),
     "imagenet_resnet_modern": ("imagenet2012",),
     "imagenet_se_resnext": ("imagenet2012",),
     "inception_resnet": ("imagenet2012",),
-    "resnet": ("digits", "shapes"),
+    "resnet": ("digits", "shapes", "fashion_mnist"),
     "se_resnext": ("digits", "shapes"),
 }
 
@@ -42,7 +43,7 @@ def test_every_config_and_every_run_of_its_sweep_is_valid(name, dataset):
         config = module["get_config"](dataset)
         config.lock()
         config.update_from_flattened_dict(overrides)
-        config_lib.validate(config)
+        validation.validate(config)
     assert len(list(module["sweep"]())) > 1
 
 
@@ -98,7 +99,7 @@ def test_json_is_never_executed(tmp_path):
 )
 def test_a_field_out_of_range_is_refused(field, value, right):
     with pytest.raises(config_lib.ConfigError, match=right) as error:
-        config_lib.validate(small_config(**{field: value}))
+        validation.validate(small_config(**{field: value}))
     assert field.split(".")[-1] in str(error.value)
 
 
@@ -126,7 +127,7 @@ def test_a_field_out_of_range_is_refused(field, value, right):
 )
 def test_what_cannot_be_is_told_with_what_would_be_right(overrides, right):
     with pytest.raises(config_lib.ConfigError, match=re.escape(right)):
-        config_lib.validate(small_config(**overrides))
+        validation.validate(small_config(**overrides))
 
 
 FIELDS = config_lib.flatten(small_config())
@@ -155,4 +156,4 @@ def test_no_override_makes_a_traceback(data):
         except TypeError:  # a placeholder's type, which the command line checks
             hypothesis.reject()
     with contextlib.suppress(config_lib.ConfigError):
-        config_lib.validate(config)
+        validation.validate(config)

@@ -12,7 +12,7 @@ import optax
 import pytest
 from small import config as small_config
 
-from resflax import assembly, create_model, steps
+from resflax import assembly, create_model, steps, validation
 from resflax import config as config_lib
 from resflax.data import pipeline, resident, sources
 from resflax.parallel import DataParallel
@@ -373,7 +373,7 @@ def test_xla_alone_splits_a_grouped_convolution():
 )
 def test_what_does_not_fit_the_devices_is_refused(fields, right):
     with pytest.raises(config_lib.ConfigError, match=right):
-        config_lib.validate(small_config(**fields), 8)
+        validation.validate(small_config(**fields), 8)
 
 
 @pytest.mark.parametrize("mode", ["shard_map", "jit", "pmap"])

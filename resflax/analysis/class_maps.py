@@ -24,8 +24,9 @@ class Maps(NamedTuple):
 
     Attributes:
       logits: [N, K].
-      classes: the predicted ones, whose the maps are, int32 [N].
-      activation: class activation maps; their means over the positions are the logits, [N, H, W].
+      classes: whose the maps are, int32 [N].
+      activation: class activation maps; their means over the positions are the logits of these
+        classes, [N, H, W].
       gradient: Grad-CAM, not negative, [N, H', W'].
     """
 
@@ -40,6 +41,7 @@ def measure(
     variables: dict[str, Any],
     batches: Iterable[tuple[jax.Array, jax.Array]],
     stage: str | None = None,
+    label: int | None = None,
 ) -> Maps:
     """The maps in evaluation mode.
 
@@ -49,6 +51,7 @@ def measure(
       batches: normalised images, [N, H, W, C], and their labels, which are not used.
       stage: whose map Grad-CAM is of, as the part behind the stage takes it in; None: the map that
         is averaged.
+      label: the class whose maps they are; None: of each image, the predicted one.
 
     Raises:
       NothingError: if the network does not end in global average pooling and one dense layer.
@@ -57,7 +60,7 @@ def measure(
     compute: Callable[..., Any] | None = None
     found = []
     for images, _ in batches:
-        compute = compute or _compiled(model, variables, images, stage)
+        compute = compute or _compiled(model, variables, images, stage, label)
         maps, error = jax.device_get(compute(variables, images))
         if error > _ROUNDING:
             raise _nothing()
@@ -102,7 +105,11 @@ def _weighted(features: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _compiled(
-    model: nn.Module, variables: dict[str, Any], images: jax.Array, stage: str | None
+    model: nn.Module,
+    variables: dict[str, Any],
+    images: jax.Array,
+    stage: str | None,
+    label: int | None,
 ) -> Callable[..., tuple[Maps, jax.Array]]:
     """From images to their maps, and by how much the classifier's input is not the map's mean."""
     apply = functools.partial(model.apply, train=False)
@@ -115,6 +122,7 @@ def _compiled(
     def compute(variables: Any, images: jax.Array) -> tuple[Maps, jax.Array]:
         logits, found = taps.recorded(apply, _select)(variables, images)
         classes = jnp.argmax(logits, axis=-1)
+        classes = classes if label is None else jnp.full_like(classes, label)
         # A classifier without a dense layer has a map for each class.
         head = variables["params"]["head"]
         head = head if "kernel" in head else {"kernel": jnp.eye(logits.shape[-1])}
@@ -124,23 +132,28 @@ def _compiled(
             weights = head["kernel"][:, classes].T / (features.shape[1] * features.shape[2])
         else:
             features = found[behind].input
-            weights = _weights(apply, behind, features, variables, images)
+            weights = _weights(apply, behind, features, classes, variables, images)
         return Maps(logits, classes, activation, grad_cam(features, weights)), error
 
     return compute
 
 
 def _weights(
-    apply: Callable[..., Any], behind: str, features: jax.Array, variables: Any, images: jax.Array
+    apply: Callable[..., Any],
+    behind: str,
+    features: jax.Array,
+    classes: jax.Array,
+    variables: Any,
+    images: jax.Array,
 ) -> jax.Array:
-    """Means over the positions of the predicted logit's derivatives by what a part takes in."""
+    """Means over the positions of the derivatives of a class's logit by what a part takes in."""
 
     def score(offset: jax.Array) -> jax.Array:
         def shift(name: str, method: Callable[..., Any], x: Any, *rest: Any, **more: Any) -> Any:
             return method(x + offset if name == behind else x, *rest, **more)
 
         logits = taps.edited(apply, _select, shift)(variables, images)
-        return jnp.sum(jnp.max(logits, axis=-1))
+        return jnp.sum(jnp.take_along_axis(logits, classes[:, None], axis=-1))
 
     return pool.global_avg_pool(jax.grad(score)(jnp.zeros_like(features)))
 

@@ -12,6 +12,7 @@ from resflax.data import augmentation
 from resflax.data.sources import Dataset
 
 _IMAGES = 32
+_OF_SIGNAL = "variance", "gradient", "parameters"
 
 
 class Monitor:
@@ -34,12 +35,13 @@ class Monitor:
     def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
         """By such as 'gradient/stage2_block1'; what a block has not, or is not finite, is left out.
 
-        'variance' and 'gradient': see signal.Signal; 'dead', 'zeros', 'saturated': shares of the
-        values of its units, see units.Units; 'gates': the share that is closed or open.
+        'variance', 'gradient' and 'parameters': see signal.Signal; 'dead', 'zeros', 'saturated':
+        shares of the values of its units, see units.Units; 'gates': the share that is closed or
+        open.
         """
         numbers: dict[str, float | None] = {}
         for s in self._signal(variables, self._images, self._labels):
-            numbers |= {f"variance/{s.block}": s.variance, f"gradient/{s.block}": s.gradient}
+            numbers |= {f"{n}/{s.block}": getattr(s, n) for n in _OF_SIGNAL}
         for u in self._units(variables, [(self._images, self._labels)]):
             shares = {"dead": u.dead_share, "zeros": u.zeros, "saturated": u.saturated}
             shares["gates"] = None if u.closed is None or u.open is None else u.closed + u.open

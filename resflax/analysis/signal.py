@@ -2,7 +2,8 @@
 
 In a residual network the derivative of the loss with respect to a block's input has a term without
 any weight layer, that of the shortcut (Identity Mappings, arXiv 1603.05027, Equation 5); in a plain
-one it is a product over all layers.
+one it is a product over all layers. What the blocks' parameters get of it is looked at as well,
+before or after it is clipped.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from matplotlib.figure import Figure
 
 from resflax import metrics
@@ -37,6 +39,8 @@ class Signal:
       variance: of what comes out.
       norm: Euclidean, of what comes out of an image.
       gradient: Euclidean norm of the derivative of an image's loss with respect to what goes in.
+      parameters: Euclidean norm of the derivative of the mean loss with respect to the block's
+        parameters, clipped with those of the whole network; 0 where it has none.
     """
 
     block: str
@@ -44,11 +48,10 @@ class Signal:
     variance: float
     norm: float
     gradient: float
+    parameters: float
 
 
-def meter(
-    model: nn.Module, seed: int = 0
-) -> Callable[[dict[str, Any], jax.Array, jax.Array], list[Signal]]:
+def meter(model: nn.Module, seed: int = 0) -> Callable[..., list[Signal]]:
     """What measures the signal in training mode: batch norm has the statistics of these images.
 
     Args:
@@ -56,18 +59,21 @@ def meter(
       seed: of dropout and stochastic depth.
 
     Returns:
-      From 'params' and 'batch_stats', normalised images [N, H, W, C] and labels [N] to a row for
-      each block, in order; compiled once for images of one shape.
+      From 'params' and 'batch_stats', normalised images [N, H, W, C], labels [N], and the largest
+      global norm of the parameters' gradient (by default there is no limit) to a row for each
+      block, in order; compiled once for images of one shape.
     """
     apply = functools.partial(
         model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)}
     )
     statistics = _statistics(apply)
 
-    def measure(variables: dict[str, Any], images: jax.Array, labels: jax.Array) -> list[Signal]:
+    def measure(
+        variables: dict[str, Any], images: jax.Array, labels: jax.Array, clip_norm: float = math.inf
+    ) -> list[Signal]:
         passed = taps.shapes(apply, taps.parts, variables, images)
         offsets = {name: jnp.zeros(p.input.shape, p.input.dtype) for name, p in passed.items()}
-        numbers = jax.device_get(statistics(variables, images, labels, offsets))
+        numbers = jax.device_get(statistics(variables, images, labels, offsets, clip_norm))
         # A jitted function gives dictionaries back in alphabetical order.
         return [Signal(name, *(float(n) for n in numbers[name])) for name in passed]
 
@@ -96,35 +102,53 @@ def verdict(signals: Sequence[Signal]) -> str:
 
 
 def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
-    """Measures each subject on `options.batch` of its images."""
+    """Measures each subject on `options.batch` of its images, with each limit of the gradient."""
     found: dict[str, list[Signal]] = {}
+    clipped: dict[str, list[Signal]] = {}
     rows, remarks = [], []
     for subject in subjects:
         images, labels = next(subject.batches(options.batch, options.batch))
-        signals = meter(subject.model)(subject.variables, images, labels)
-        found[subject.name] = signals
-        rows += [{"network": subject.name, **dataclasses.asdict(s)} for s in signals]
-        remarks.append(f"{subject.name}: {verdict(signals)}")
-    return Result("signal", rows, remarks, {"": draw(found)})
+        measure = meter(subject.model)
+        for limit in options.clip_norm:
+            signals = measure(subject.variables, images, labels, limit)
+            name = subject.name if limit == math.inf else f"{subject.name}, clipped to {limit:g}"
+            found.setdefault(subject.name, signals)
+            clipped[name] = signals
+            rows += [{"network": name, **dataclasses.asdict(s)} for s in signals]
+            remarks.append(f"{name}: {verdict(signals)}")
+    return Result("signal", rows, remarks, {"": draw(found, clipped)})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds those of this analysis."""
     parser.add_argument("--batch", type=int, default=32, help="images that are looked at; 32")
+    parser.add_argument(
+        "--clip-norm",
+        type=_limits,
+        default=(math.inf,),
+        metavar="G[,G...]",
+        help="largest norms of the parameters' gradient; inf: it is not clipped",
+    )
 
 
-def draw(found: dict[str, list[Signal]]) -> Figure:
-    """Variance and gradient over the blocks, a line for each network."""
+def draw(found: dict[str, list[Signal]], clipped: dict[str, list[Signal]]) -> Figure:
+    """Variance and gradients over the blocks, a line for each network.
+
+    Args:
+      found: by network.
+      clipped: by network and limit, for the gradient of the parameters.
+    """
     return lines.draw(
         [
             (
-                "block, from the images to the classifier",
+                "block",
                 label,
-                {name: [getattr(s, field) for s in signals] for name, signals in found.items()},
+                {name: [getattr(s, field) for s in signals] for name, signals in of.items()},
             )
-            for field, label in (
-                ("variance", "variance of the block's output"),
-                ("gradient", "norm of the gradient at its input"),
+            for field, label, of in (
+                ("variance", "variance of the block's output", found),
+                ("gradient", "norm of the gradient at its input", found),
+                ("parameters", "norm of its parameters' gradient", clipped),
             )
         ]
     )
@@ -133,23 +157,35 @@ def draw(found: dict[str, list[Signal]]) -> Figure:
 def _statistics(apply: Callable[..., Any]) -> Callable[..., dict[str, tuple[jax.Array, ...]]]:
     @jax.jit
     def statistics(
-        variables: Any, images: jax.Array, labels: jax.Array, offsets: dict[str, jax.Array]
+        variables: Any,
+        images: jax.Array,
+        labels: jax.Array,
+        offsets: dict[str, jax.Array],
+        clip_norm: jax.Array,
     ) -> dict[str, tuple[jax.Array, ...]]:
-        def loss(offsets: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def loss(
+            offsets: dict[str, jax.Array], params: Any
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
             outputs = {}
 
             def shift(name: str, method: Callable[..., Any], x: jax.Array, *rest: Any) -> Any:
                 outputs[name] = method(x + offsets[name], *rest)
                 return outputs[name]
 
-            logits, _ = taps.edited(apply, taps.parts, shift)(variables, images)
+            logits, _ = taps.edited(apply, taps.parts, shift)(
+                {**variables, "params": params}, images
+            )
             return jnp.sum(metrics.cross_entropy(logits, labels)), outputs
 
-        gradients, outputs = jax.grad(loss, has_aux=True)(offsets)
+        derivative = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        (gradients, of_params), outputs = derivative(offsets, variables["params"])
+        of_params = jax.tree.map(lambda g: g / len(images), of_params)
+        kept = jnp.minimum(1.0, clip_norm / optax.tree.norm(of_params))
         numbers: dict[str, tuple[jax.Array, ...]] = {}
         for name, output in outputs.items():
             y = output.astype(jnp.float32)
-            numbers[name] = jnp.mean(y), jnp.var(y), _norm(y), _norm(gradients[name])
+            of_block = kept * optax.tree.norm(of_params.get(name, ()))
+            numbers[name] = jnp.mean(y), jnp.var(y), _norm(y), _norm(gradients[name]), of_block
         return numbers
 
     return statistics
@@ -159,6 +195,16 @@ def _norm(x: jax.Array) -> jax.Array:
     """The mean over the images of their Euclidean norms."""
     rows = x.astype(jnp.float32).reshape(x.shape[0], -1)
     return jnp.mean(jnp.linalg.norm(rows, axis=1))
+
+
+def _limits(text: str) -> tuple[float, ...]:
+    try:
+        limits = tuple(map(float, text.split(",")))
+    except ValueError:
+        limits = ()
+    if not limits or not min(limits) > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be positive numbers, such as 0.1,1,inf.")
+    return limits
 
 
 def _word(factor: float, blocks: int) -> str:

@@ -7,17 +7,24 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
-from resflax import checkpoint
+from resflax import checkpoint, validation
 from resflax import config as config_lib
 from resflax.analysis import taps
 from resflax.data import augmentation, sources
 from resflax.models import create_model
 from resflax.models.zoo import image_size
+
+# Of the images whose statistics batch norm of an untrained network gets: so many pixels, and at
+# least so many images.
+_PIXELS = 32 * 224**2
+_LEAST = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +81,13 @@ class Subject:
 
 
 def untrained(
-    name: str, overrides: Mapping[str, Any], *, images: int, seed: int = 0, size: int | None = None
+    name: str,
+    overrides: Mapping[str, Any],
+    *,
+    images: int,
+    seed: int = 0,
+    size: int | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Subject:
     """A named network as it is initialised, with rendered shapes of the size it was published on.
 
@@ -83,71 +96,121 @@ def untrained(
     Args:
       name: of resflax.list_models().
       overrides: see resflax.create_model.
-      images: how many.
+      images: how many, at most.
       seed: of the parameters.
       size: of the images, pixels; None: as published.
+      data: other images than shapes, by fields of `config.data`, such as {'source': 'digits'}.
 
     Raises:
-      ValueError: if there is no such network.
+      ValueError: if there is no such network, or no such data.
     """
-    config = config_lib.base().data
-    config.source, config.image_size = "shapes", size or image_size(name)
-    config.shapes.num_train = config.shapes.num_test = images
-    model = taps.written_out(create_model(name, **{"num_classes": 10, **overrides}))
-    dataset = sources.load(config)
-    batch = dataset.test.test_batch(np.arange(images))
+    config = config_lib.base()
+    config.model.name = name
+    config.data.source, config.data.image_size = "shapes", size or image_size(name)
+    config.data.shapes.num_train = config.data.shapes.num_test = images
+    dataset = _load(config, data)
     description = dataset.description
+    classes = {"num_classes": description.num_classes}
+    model = taps.written_out(create_model(name, **{**classes, **overrides}))
+    batch = _evenly(dataset, images)
     changes = ", ".join(f"{k}={v}" for k, v in overrides.items())
 
     def make() -> dict[str, Any]:
+        most = max(_LEAST, _PIXELS // (batch["image"].shape[1] * batch["image"].shape[2]))
         normalize = augmentation.normalizer(description.mean, description.std)
-        return _initialised(model, normalize(jnp.asarray(batch["image"])), seed)
+        return _initialised(model, normalize(jnp.asarray(batch["image"][:most])), seed)
 
     label = f"{name} {changes}".rstrip()
     return Subject(label, model, make, batch["image"], batch["label"], description, trained=False)
 
 
-def grid(
-    name: str, values: Mapping[str, Sequence[Any]], *, images: int, seed: int, size: int | None
-) -> list[Subject]:
+def grid(name: str, values: Mapping[str, Sequence[Any]], **options: Any) -> list[Subject]:
     """Untrained networks for every combination of values of some arguments: see `untrained`."""
     return [
-        untrained(
-            name, dict(zip(values, combination, strict=True)), images=images, seed=seed, size=size
-        )
+        untrained(name, dict(zip(values, combination, strict=True)), **options)
         for combination in itertools.product(*values.values())
     ]
 
 
 def from_run(
-    workdir: str | pathlib.Path, *, images: int, step: int | None = None, best: bool = False
+    workdir: str | pathlib.Path,
+    *,
+    images: int,
+    step: int | None = None,
+    best: bool = False,
+    data: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """The network of a run, and images of its test set.
+    """The network of a run, and images of its test set; of ten crops, the one from the middle.
 
     Args:
       workdir: of the run.
       images: at most so many, drawn evenly.
       step: of the checkpoint; None: the latest.
       best: instead of the latest, the one with the best evaluation.
+      data: other images than the run's, by fields of `config.data`, such as {'source': 'digits'};
+        they are normalised as the run's.
 
     Raises:
-      ValueError: if there is no such run, checkpoint or data.
+      ValueError: if there is no such run, checkpoint or data, or the network cannot take them.
     """
     run = checkpoint.restore_model(workdir, step, best=best)
-    dataset = sources.load(run.config.data)
-    total = len(dataset.test)
-    chosen = np.arange(min(images, total)) * total // min(images, total)
-    batch = dataset.test.test_batch(chosen)
-    name = f"{pathlib.Path(workdir).resolve().name} (step {run.step})"
+    dataset = _load(run.config, {**(data or {}), "test_crops": 1})
+    folder = pathlib.Path(workdir).resolve()
+    _require_like(dataset.description, run, folder)
+    batch = _evenly(dataset, images)
     return Subject(
-        name,
+        f"{folder.name} (step {run.step})",
         taps.written_out(run.model),
         lambda: run.variables,
         batch["image"],
         batch["label"],
-        run.dataset,
+        dataclasses.replace(dataset.description, mean=run.dataset.mean, std=run.dataset.std),
         trained=True,
     )
+
+
+def _load(config: ml_collections.ConfigDict, changes: Mapping[str, Any] | None) -> sources.Dataset:
+    """The data of a config, some of its fields changed."""
+    fields = config_lib.flatten(config.data)
+    for field, value in (changes or {}).items():
+        if field not in fields:
+            raise ValueError(f"config.data has no field {field!r}; it has {', '.join(fields)}.")
+        try:
+            config.data.update_from_flattened_dict({field: value})
+        except TypeError:
+            kind = type(fields[field]).__name__
+            raise ValueError(f"config.data.{field} {value!r} must be of type {kind}.") from None
+    validation.validate_data(config)
+    return sources.load(config.data)
+
+
+def _evenly(dataset: sources.Dataset, images: int) -> dict[str, np.ndarray]:
+    """At most so many test images, from the first to the last."""
+    total = len(dataset.test)
+    number = min(images, total)
+    return dataset.test.test_batch(np.arange(number) * total // number)
+
+
+def _require_like(found: sources.Description, run: checkpoint.Run, folder: pathlib.Path) -> None:
+    """Raises ValueError unless the network of a run can take images of this description."""
+    trained = run.dataset
+    for what, theirs, ours in (
+        ("channels", found.image_shape[-1], trained.image_shape[-1]),
+        ("classes", found.num_classes, trained.num_classes),
+    ):
+        if theirs != ours:
+            raise ValueError(
+                f"the images of {found.name!r} have {theirs} {what}; the network in {folder} was "
+                f"trained on {ours}."
+            )
+    images = jax.ShapeDtypeStruct((1, *found.image_shape), jnp.float32)
+    try:
+        jax.eval_shape(functools.partial(run.model.apply, train=False), run.variables, images)
+    except (flax.errors.FlaxError, TypeError, ValueError):
+        raise ValueError(
+            f"the network in {folder} does not take images of {found.image_shape}, but those it "
+            f"was trained on, of {trained.image_shape}."
+        ) from None
 
 
 def _initialised(model: nn.Module, images: jax.Array, seed: int) -> dict[str, Any]:
