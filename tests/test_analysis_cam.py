@@ -119,7 +119,6 @@ def test_grad_cam_of_a_stage(name, stage, behind):
     np.testing.assert_allclose(maps.gradient, expected, rtol=1e-3, atol=1e-3 * expected.max())
 
 
-@pytest.mark.parametrize("fc_units", [8, 16])
 def test_the_maps_of_another_class():
     """Of the last map, both are sums weighted by that class's column."""
     model, variables, images = network(*SMALL["resnet"])
@@ -145,6 +144,7 @@ def test_a_class_goes_by_name_or_number():
             cam._label(text, one)
 
 
+@pytest.mark.parametrize("fc_units", [8, 16])
 def test_a_network_without_global_pooling_is_refused(fc_units):
     """Also where the last map has as many channels, 16, as are classified."""
     overrides = {"num_filters": 2, "fc_units": fc_units}
