@@ -60,8 +60,24 @@ def test_the_numbers_are_those_of_the_analyses():
     for s in signal.meter(plain)(variables, images, batch["label"]):
         assert numbers[f"variance/{s.block}"] == pytest.approx(s.variance, rel=1e-4)
         assert numbers[f"gradient/{s.block}"] == pytest.approx(s.gradient, rel=1e-3)
+        assert numbers[f"parameters/{s.block}"] == pytest.approx(s.parameters, rel=1e-3)
     for u in units.meter(plain)(variables, [(images, batch["label"])]):
         assert numbers[f"zeros/{u.block}"] == pytest.approx(u.zeros, abs=1e-4)
+        assert numbers[f"dead/{u.block}"] == pytest.approx(u.dead_share, abs=1e-4)
+        assert f"saturated/{u.block}" not in numbers
         if u.gates:
             assert numbers[f"gates/{u.block}"] == pytest.approx(u.closed + u.open, abs=1e-4)
     assert numbers["gates/stage2_block1"] < 0.5
+
+
+def test_units_of_sigmoids_saturate():
+    config = small_config(**{"model.act": "sigmoid"})
+    dataset = sources.load(config.data)
+    model = build_model(config, 10)
+    images = jax.numpy.zeros((1, *dataset.description.image_shape))
+    variables = model.init(jax.random.key(0), images, train=False)
+    numbers = Monitor(model, dataset)(variables)
+    batch = [(Monitor(model, dataset)._images, None)]
+    for u in units.meter(taps.written_out(model))(variables, batch):
+        assert numbers[f"saturated/{u.block}"] == pytest.approx(u.saturated, abs=1e-4)
+    assert not any(name.startswith("dead/") for name in numbers)

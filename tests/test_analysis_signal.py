@@ -104,7 +104,7 @@ def test_a_gradient_agrees_with_finite_differences():
         logits, _ = taps.edited(apply, taps.parts, shifted)(network.variables, images)
         return metrics.cross_entropy(logits, labels).sum()
 
-    shape = taps.shapes(apply, taps.parts, network.variables, images)["stage2_block1"].input.shape
+    shape = taps.shapes(apply, taps.parts)(network.variables, images)["stage2_block1"].input.shape
     zero = jnp.zeros(shape)
     gradient = jax.grad(lambda d: loss(1.0, d))(zero)
     direction = gradient / jnp.linalg.norm(gradient)
@@ -176,7 +176,7 @@ def test_the_parts_of_other_families(name):
         functools.partial(model.init, train=False), jax.random.key(0), images
     )
     apply = functools.partial(model.apply, train=False)
-    found = taps.shapes(apply, taps.parts, variables, images)
+    found = taps.shapes(apply, taps.parts)(variables, images)
     assert "head" not in found
     assert {n for n in found if not n.startswith("pool")} <= set(variables["params"])
     assert len(found) > 5

@@ -113,7 +113,7 @@ def _compiled(
 ) -> Callable[..., tuple[Maps, jax.Array]]:
     """From images to their maps, and by how much the classifier's input is not the map's mean."""
     apply = functools.partial(model.apply, train=False)
-    passed = taps.shapes(apply, _select, variables, images)
+    passed = taps.shapes(apply, _select)(variables, images)
     last = _last(passed)
     behind = _behind(passed, stage)
     act = layers.ACTIVATIONS[units.activation(model)]

@@ -55,7 +55,7 @@ def measure(
     sums: Any = None
     for images, labels in batches:
         if order is None:
-            order = list(taps.shapes(apply, select, variables, images))
+            order = list(taps.shapes(apply, select)(variables, images))
             add = _sums(taps.recorded(apply, select), num_classes)
         new = jax.tree.map(np.float64, jax.device_get(add(variables, images, labels)))
         sums = new if sums is None else jax.tree.map(np.add, sums, new)

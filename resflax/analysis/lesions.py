@@ -138,7 +138,7 @@ def _blocks(model: nn.Module, variables: dict[str, Any], images: jax.Array) -> l
         return _branches(module, method) or _plain_blocks(module, method)
 
     apply = functools.partial(model.apply, train=False)
-    return list(taps.shapes(apply, either, variables, images))
+    return list(taps.shapes(apply, either)(variables, images))
 
 
 def _hits(model: nn.Module) -> Callable[..., jax.Array]:

@@ -68,10 +68,10 @@ def measure(
     for images, _ in batches:
         if not order:
             select = _norms
-            order = list(taps.shapes(apply, select, variables, images))
+            order = list(taps.shapes(apply, select)(variables, images))
             if not order:
                 select = _convolutions
-                order = list(taps.shapes(apply, select, variables, images))
+                order = list(taps.shapes(apply, select)(variables, images))
             moments = _moments(taps.recorded(apply, select))
         found.append(jax.device_get(moments(variables, images)))
         sizes.append(len(images))

@@ -67,11 +67,12 @@ def meter(model: nn.Module, seed: int = 0) -> Callable[..., list[Signal]]:
         model.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)}
     )
     statistics = _statistics(apply)
+    shapes = taps.shapes(apply, taps.parts)
 
     def measure(
         variables: dict[str, Any], images: jax.Array, labels: jax.Array, clip_norm: float = math.inf
     ) -> list[Signal]:
-        passed = taps.shapes(apply, taps.parts, variables, images)
+        passed = shapes(variables, images)
         offsets = {name: jnp.zeros(p.input.shape, p.input.dtype) for name, p in passed.items()}
         numbers = jax.device_get(statistics(variables, images, labels, offsets, clip_norm))
         # A jitted function gives dictionaries back in alphabetical order.

@@ -214,7 +214,9 @@ def _require_like(found: sources.Description, run: checkpoint.Run, folder: pathl
 
 
 def _initialised(model: nn.Module, images: jax.Array, seed: int) -> dict[str, Any]:
-    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(seed), images)
+    # Of the generator, see resflax.train_state.
+    key = jax.random.key(seed, impl="rbg")
+    variables = jax.jit(functools.partial(model.init, train=False))(key, images)
     if "batch_stats" not in variables:
         return {**variables, "batch_stats": {}}
     # Of one batch, with no share of what they were.

@@ -59,17 +59,29 @@ def recorded(apply: Callable[..., Any], select: Select) -> Callable[..., Any]:
     return call
 
 
-def shapes(apply: Callable[..., Any], select: Select, *args: Any) -> dict[str, Passed]:
-    """The shapes of what passes, in order of use, which a jitted function's dictionaries forget."""
-    order: list[str] = []
+def shapes(apply: Callable[..., Any], select: Select) -> Callable[[Any, Any], dict[str, Passed]]:
+    """The shapes of what passes, in order of use, which a jitted function's dictionaries forget.
 
-    def run(*args: Any) -> dict[str, Passed]:
-        _, found = recorded(apply, select)(*args)
-        order.extend(found)
-        return found
+    Returns:
+      From variables and images to them; traced once for images of one shape.
+    """
+    known: dict[Any, dict[str, Passed]] = {}
 
-    found = jax.eval_shape(run, *args)
-    return {name: found[name] for name in order}
+    def call(variables: Any, images: Any) -> dict[str, Passed]:
+        key = images.shape, images.dtype
+        if key not in known:
+            order: list[str] = []
+
+            def run(variables: Any, images: Any) -> dict[str, Passed]:
+                _, found = recorded(apply, select)(variables, images)
+                order.extend(found)
+                return found
+
+            found = jax.eval_shape(run, variables, images)
+            known[key] = {name: found[name] for name in order}
+        return known[key]
+
+    return call
 
 
 def edited(apply: Callable[..., Any], select: Select, edit: Edit) -> Callable[..., Any]:

@@ -73,6 +73,7 @@ def meter(
     """
     apply = functools.partial(model.apply, train=False)
     act = activation(model)
+    shapes = taps.shapes(apply, arrivals.select)
 
     @functools.cache
     def counter(blocks: tuple[str, ...]) -> Callable[..., Any]:
@@ -85,7 +86,7 @@ def meter(
         found, sizes = [], []
         for images, _ in batches:
             if not blocks:
-                order = taps.shapes(apply, arrivals.select, variables, images)
+                order = shapes(variables, images)
                 blocks = arrivals.blocks(list(order), variables["params"])
             count = counter(tuple(blocks))
             found.append(jax.device_get(count(variables, images)))
