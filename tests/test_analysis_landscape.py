@@ -82,9 +82,12 @@ def test_a_plane_of_losses_none_of_which_is_finite_can_be_drawn():
 def test_images_are_drawn_evenly(network):
     # As in a folder of classes: sorted by class.
     labels = np.repeat(np.arange(4, dtype=np.int32), 4)
-    images, drawn = landscape._batch(dataclasses.replace(network, labels=labels), 10**9)
+    ordered = dataclasses.replace(network, labels=labels)
+    images, drawn = landscape._batch(ordered, 10**9, None)
     assert images.shape == (4, 16, 16, 3)
     assert drawn.tolist() == [0, 1, 2, 3]
+    # However many points there are.
+    assert landscape._batch(ordered, 10**9, 8)[1].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_a_single_plane_fills_its_figure():

@@ -22,9 +22,10 @@ from resflax import figures, metrics
 from resflax.analysis.result import Result
 from resflax.analysis.subject import Subject
 
-# Pixels of all images at all points, unless the command line says: about half a minute of a
-# network of 20 layers on a laptop.
-_BUDGET = 15e6
+# Multiply-adds of all images at all points, unless the command line says how many images: half a
+# minute on a laptop. But fewer than so many images say nothing.
+_BUDGET = 1e12
+_LEAST = 4
 
 _LEVELS = 12
 
@@ -90,7 +91,7 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
     line = [(a, 0.0) for a in _steps(options.points)]
     plane = [(a, b) for b in _steps(options.grid) for a in _steps(options.grid)]
     for subject in subjects:
-        images, labels = _batch(subject, len(line) + len(plane))
+        images, labels = _batch(subject, len(line) + len(plane), options.images)
         at = functools.partial(
             measure, subject.model, subject.variables, images, labels, seed=options.seed
         )
@@ -190,10 +191,9 @@ def _steps(number: int) -> list[float]:
     return np.linspace(-1.0, 1.0, number).tolist() if number > 1 else [0.0] * number
 
 
-def _batch(subject: Subject, points: int) -> tuple[jax.Array, jax.Array]:
-    """As many images as the budget has for so many points, drawn evenly, and their labels."""
-    pixels = math.prod(subject.image_shape[:2]) * points
-    number = max(4, int(_BUDGET / pixels))
+def _batch(subject: Subject, points: int, images: int | None) -> tuple[jax.Array, jax.Array]:
+    """So many images, or as many as the budget has for the points, drawn evenly; their labels."""
+    number = images or max(_LEAST, int(_BUDGET / (subject.macs * points)))
     return next(subject.batches(number, number))
 
 

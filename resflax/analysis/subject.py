@@ -18,7 +18,7 @@ from resflax import checkpoint, validation
 from resflax import config as config_lib
 from resflax.analysis import taps
 from resflax.data import augmentation, sources
-from resflax.models import create_model
+from resflax.models import count, create_model
 from resflax.models.zoo import image_size
 
 # Of the images whose statistics batch norm of an untrained network gets: so many pixels, and at
@@ -58,6 +58,11 @@ class Subject:
     def image_shape(self) -> tuple[int, ...]:
         """(H, W, C)."""
         return self.images.shape[1:]
+
+    @functools.cached_property
+    def macs(self) -> int:
+        """Multiply-adds for one image."""
+        return count(self.model, self.image_shape).macs
 
     def normalized(self, images: np.ndarray) -> jax.Array:
         """What the network takes, of images as they are stored."""
