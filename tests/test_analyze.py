@@ -106,13 +106,13 @@ def test_a_run_with_other_images_of_its_kind(run):
 def test_a_run_with_images_of_other_channels_or_classes(run, tmp_path, capsys):
     digits = ("--data", "source=digits")
     said = failure(capsys, "lesion", "--workdir", str(run), *digits)
-    assert "images of 'digits' have 1 channels; the network in" in said
-    assert "was trained on 3" in said
+    assert "images of 'digits' and those that the network in" in said
+    assert "differ in the number of channels: 1 and 3" in said
     path = tmp_path / "set.npz"
     images, labels = np.zeros((6, 16, 16, 3), np.uint8), np.arange(6) % 3
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     arrays = ("--data", "source=arrays", "--data", f"arrays.path={path}")
-    assert "have 3 classes" in failure(capsys, "lesion", "--workdir", str(run), *arrays)
+    assert "number of classes: 3 and 10" in failure(capsys, "lesion", "--workdir", str(run), *arrays)
 
 
 def test_a_lesion_of_nothing_is_the_evaluation_of_a_run(run):

@@ -205,8 +205,8 @@ def _require_like(found: sources.Description, run: checkpoint.Run, folder: pathl
     ):
         if theirs != ours:
             raise ValueError(
-                f"the images of {found.name!r} have {theirs} {what}; the network in {folder} was "
-                f"trained on {ours}."
+                f"the images of {found.name!r} and those that the network in {folder} was trained "
+                f"on differ in the number of {what}: {theirs} and {ours}."
             )
     images = jax.ShapeDtypeStruct((1, *found.image_shape), jnp.float32)
     try:
