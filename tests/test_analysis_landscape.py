@@ -56,13 +56,13 @@ def test_the_loss_of_a_point_is_that_of_the_moved_parameters(network):
 
 
 def test_run_draws_a_line_and_a_plane(network):
-    options = argparse.Namespace(points=5, grid=3, seed=0)
+    options = argparse.Namespace(points=5, grid=3, seed=0, images=None)
     result = landscape.run([network], options)
     assert len(result.rows) == 5 + 9
     assert set(result.figures) == {"", "plane"}
     middle = [row["loss"] for row in result.rows if row["a"] == row["b"] == 0]
     assert middle == pytest.approx([middle[0]] * 2)
-    without = landscape.run([network], argparse.Namespace(points=5, grid=0, seed=0))
+    without = landscape.run([network], argparse.Namespace(points=5, grid=0, seed=0, images=None))
     assert set(without.figures) == {""}
 
 
