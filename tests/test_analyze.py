@@ -50,6 +50,7 @@ def test_networks_of_one_name_are_told_apart(tmp_path):
     ("arguments", "said"),
     [
         (("signal",), "--model NAME or --workdir DIR is required"),
+        (("signal", "--model", "cifar_resnet20", "--batch", "0"), "must be a number from 1 on"),
         (("signal", "--model", "resnet-50"), "no network 'resnet-50'"),
         (("signal", "--model", "cifar_resnet20", "--set", "depth"), "must be NAME=VALUE"),
         (("signal", "--model", "cifar_resnet20", "--set", "dept=8"), "no argument 'dept'"),
@@ -112,7 +113,9 @@ def test_a_run_with_images_of_other_channels_or_classes(run, tmp_path, capsys):
     images, labels = np.zeros((6, 16, 16, 3), np.uint8), np.arange(6) % 3
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     arrays = ("--data", "source=arrays", "--data", f"arrays.path={path}")
-    assert "number of classes: 3 and 10" in failure(capsys, "lesion", "--workdir", str(run), *arrays)
+    assert "number of classes: 3 and 10" in failure(
+        capsys, "lesion", "--workdir", str(run), *arrays
+    )
 
 
 def test_a_lesion_of_nothing_is_the_evaluation_of_a_run(run):

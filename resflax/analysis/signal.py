@@ -28,6 +28,10 @@ from resflax.analysis.subject import Subject
 # A change over all blocks beyond which the gradient is said to vanish or to explode.
 _MOST = 1e3
 
+# Images that are looked at, unless the command line says; of 224 pixels, 16 take three gigabytes.
+_IMAGES = 32
+_PIXELS = 16 * 224**2
+
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
@@ -103,12 +107,14 @@ def verdict(signals: Sequence[Signal]) -> str:
 
 
 def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
-    """Measures each subject on `options.batch` of its images, with each limit of the gradient."""
+    """Measures each subject on some of its images, with each limit of the gradient."""
     found: dict[str, list[Signal]] = {}
     clipped: dict[str, list[Signal]] = {}
     rows, remarks = [], []
     for subject in subjects:
-        images, labels = next(subject.batches(options.batch, options.batch))
+        pixels = subject.image_shape[0] * subject.image_shape[1]
+        number = options.batch or min(_IMAGES, max(1, _PIXELS // pixels))
+        images, labels = next(subject.batches(number, number))
         measure = meter(subject.model)
         for limit in options.clip_norm:
             signals = measure(subject.variables, images, labels, limit)
@@ -122,7 +128,9 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds those of this analysis."""
-    parser.add_argument("--batch", type=int, default=32, help="images that are looked at; 32")
+    parser.add_argument(
+        "--batch", type=_count, help="images that are looked at; 32, fewer of large ones"
+    )
     parser.add_argument(
         "--clip-norm",
         type=_limits,
@@ -196,6 +204,12 @@ def _norm(x: jax.Array) -> jax.Array:
     """The mean over the images of their Euclidean norms."""
     rows = x.astype(jnp.float32).reshape(x.shape[0], -1)
     return jnp.mean(jnp.linalg.norm(rows, axis=1))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1 on.")
+    return int(text)
 
 
 def _limits(text: str) -> tuple[float, ...]:
