@@ -16,6 +16,7 @@ import rich.console
 
 from resflax import command, runtime
 from resflax.analysis import (
+    arguments,
     cam,
     complexity,
     excitation,
@@ -106,7 +107,7 @@ def _parser() -> command.Parser:
         )
         add("--step", type=int, help="of the runs' checkpoints; default: the latest")
         add("--best", action="store_true", help="the checkpoint with the best evaluation")
-        add("--images", type=int, metavar="N", help=f"of the test set; {what.images}")
+        add("--images", type=arguments.count, metavar="N", help=f"of the test set; {what.images}")
         add("--size", type=int, metavar="PIXELS", help="of the untrained networks' images")
         add("--seed", type=int, default=0, help="of their parameters")
         add("--out", type=pathlib.Path, metavar="DIR", help="for the files")
@@ -117,8 +118,6 @@ def _parser() -> command.Parser:
 def _subjects(options: argparse.Namespace, images: int) -> list[subject.Subject]:
     if not options.model and not options.workdir:
         raise ValueError("--model NAME or --workdir DIR is required.")
-    if images < 1:
-        raise ValueError(f"--images {images} must be at least 1.")
     values = {name: _values(text) for name, text in map(_assignment, options.set)}
     data = {field: _value(text) for field, text in map(_assignment, options.data)}
     subjects = []

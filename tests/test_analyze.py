@@ -1,10 +1,12 @@
 """Tests of the command line of the analyses."""
 
 import csv
+import itertools
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from small import config as small_config
 
 from resflax import analyze
@@ -50,11 +52,12 @@ def test_networks_of_one_name_are_told_apart(tmp_path):
     ("arguments", "said"),
     [
         (("signal",), "--model NAME or --workdir DIR is required"),
-        (("signal", "--model", "cifar_resnet20", "--batch", "0"), "must be a number from 1 on"),
+        (("signal", "--model", "cifar_resnet20", "--batch", "0"), "0 must be at least 1"),
         (("signal", "--model", "resnet-50"), "no network 'resnet-50'"),
         (("signal", "--model", "cifar_resnet20", "--set", "depth"), "must be NAME=VALUE"),
         (("signal", "--model", "cifar_resnet20", "--set", "dept=8"), "no argument 'dept'"),
         (("signal", "--model", "cifar_resnet20", "--images", "-1"), "must be at least 1"),
+        (("signal", "--model", "cifar_resnet20", "--images", "0"), "must be at least 1"),
         (("lesion", "--model", "vgg11", "--size", "64"), "vgg11 has no residual blocks"),
         (
             ("signal", "--model", "cifar_resnet20", "--data", "sauce=digits"),
@@ -116,6 +119,24 @@ def test_a_run_with_images_of_other_channels_or_classes(run, tmp_path, capsys):
     assert "number of classes: 3 and 10" in failure(
         capsys, "lesion", "--workdir", str(run), *arrays
     )
+
+
+def test_of_ten_crops_the_middle_one_is_looked_at(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, label, i in itertools.product(("train", "val"), "ab", range(4)):
+        path = tmp_path / "images" / split / label / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(path)
+    data = {"source": "folder", "folder.path": str(tmp_path / "images"), "eval_resize": 24}
+    overrides = {f"data.{k}": v for k, v in data.items()} | {"data.test_crops": 10}
+    overrides |= {"train.batch_size": 8, "train.epochs": 1.0, "eval.batch_size": 8}
+    train_and_evaluate(small_config(**overrides), tmp_path / "run")
+    one = analyze.subject.from_run(tmp_path / "run", images=4)
+    assert one.images.shape == (4, 16, 16, 3)
+    whole = np.asarray(Image.open(tmp_path / "images" / "val" / "a" / "0.png"))
+    np.testing.assert_array_equal(one.images[0], whole[4:20, 4:20])
+    # Drawn from all of them, which are sorted by class.
+    assert one.labels.tolist() == [0, 0, 1, 1]
 
 
 def test_a_lesion_of_nothing_is_the_evaluation_of_a_run(run):

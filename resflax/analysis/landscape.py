@@ -163,7 +163,8 @@ def draw_planes(planes: Mapping[str, Sequence[Point]]) -> Figure:
     for axes in panels[len(planes) :]:
         axes.set_visible(False)
     bar = figure.colorbar(colours, ax=panels.tolist(), ticks=np.log10(levels[::3]), shrink=0.9)
-    bar.ax.set_yticklabels([f"{float(f'{level:.2g}'):g}" for level in levels[::3]])
+    shown = functools.partial(np.format_float_positional, precision=2, fractional=False, trim="-")
+    bar.ax.set_yticklabels(list(map(shown, levels[::3])))
     bar.ax.tick_params(labelsize=figures.FONT - 1)
     bar.set_label("loss (nats)", fontsize=figures.FONT)
     return figure

@@ -10,7 +10,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from resflax import figures
-from resflax.analysis import gates, lesions, lines
+from resflax.analysis import arguments, gates, lesions, lines
 from resflax.analysis.lesions import Lesion
 from resflax.analysis.result import NothingError, Result
 from resflax.analysis.subject import Subject
@@ -49,7 +49,9 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds those of this analysis."""
-    parser.add_argument("--draws", type=_count, default=3, help="of random blocks and swaps; 3")
+    parser.add_argument(
+        "--draws", type=arguments.count, default=3, help="of random blocks and swaps; 3"
+    )
 
 
 def verdict(found: Sequence[Lesion]) -> list[str]:
@@ -128,10 +130,3 @@ def _pieces(
         xs, ys = zip(*group, strict=True)
         pieces.append((list(xs), [100 * y.top1 for y in ys], [100 * y.std for y in ys]))
     return pieces
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1.")
-    return number

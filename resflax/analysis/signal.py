@@ -21,7 +21,7 @@ import optax
 from matplotlib.figure import Figure
 
 from resflax import metrics
-from resflax.analysis import lines, taps
+from resflax.analysis import arguments, lines, taps
 from resflax.analysis.result import Result
 from resflax.analysis.subject import Subject
 
@@ -129,7 +129,7 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds those of this analysis."""
     parser.add_argument(
-        "--batch", type=_count, help="images that are looked at; 32, fewer of large ones"
+        "--batch", type=arguments.count, help="images that are looked at; 32, fewer of large ones"
     )
     parser.add_argument(
         "--clip-norm",
@@ -204,12 +204,6 @@ def _norm(x: jax.Array) -> jax.Array:
     """The mean over the images of their Euclidean norms."""
     rows = x.astype(jnp.float32).reshape(x.shape[0], -1)
     return jnp.mean(jnp.linalg.norm(rows, axis=1))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1 on.")
-    return int(text)
 
 
 def _limits(text: str) -> tuple[float, ...]:

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -109,32 +108,56 @@ def untrained(
     Raises:
       ValueError: if there is no such network, or no such data.
     """
+    values = {argument: [value] for argument, value in overrides.items()}
+    (one,) = grid(name, values, images=images, seed=seed, size=size, data=data)
+    return one
+
+
+def grid(
+    name: str,
+    values: Mapping[str, Sequence[Any]],
+    *,
+    images: int,
+    seed: int = 0,
+    size: int | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> list[Subject]:
+    """Untrained networks for every combination of values of some arguments: see `untrained`."""
     config = config_lib.base()
-    config.model.name = name
     config.data.source, config.data.image_size = "shapes", size or image_size(name)
     config.data.shapes.num_train = config.data.shapes.num_test = images
     dataset = _load(config, data)
-    description = dataset.description
-    classes = {"num_classes": description.num_classes}
-    model = taps.written_out(create_model(name, **{**classes, **overrides}))
     batch = _evenly(dataset, images)
-    changes = ", ".join(f"{k}={v}" for k, v in overrides.items())
-
-    def make() -> dict[str, Any]:
-        most = max(_LEAST, _PIXELS // (batch["image"].shape[1] * batch["image"].shape[2]))
-        normalize = augmentation.normalizer(description.mean, description.std)
-        return _initialised(model, normalize(jnp.asarray(batch["image"][:most])), seed)
-
-    label = f"{name} {changes}".rstrip()
-    return Subject(label, model, make, batch["image"], batch["label"], description, trained=False)
-
-
-def grid(name: str, values: Mapping[str, Sequence[Any]], **options: Any) -> list[Subject]:
-    """Untrained networks for every combination of values of some arguments: see `untrained`."""
     return [
-        untrained(name, dict(zip(values, combination, strict=True)), **options)
+        _untrained(
+            name, dict(zip(values, combination, strict=True)), batch, dataset.description, seed
+        )
         for combination in itertools.product(*values.values())
     ]
+
+
+def _untrained(
+    name: str,
+    overrides: Mapping[str, Any],
+    batch: Mapping[str, np.ndarray],
+    description: sources.Description,
+    seed: int,
+) -> Subject:
+    classes = {"num_classes": description.num_classes}
+    model = taps.written_out(create_model(name, **{**classes, **overrides}))
+    images = batch["image"]
+    most = max(_LEAST, _PIXELS // (images.shape[1] * images.shape[2]))
+    normalize = augmentation.normalizer(description.mean, description.std)
+    changes = ", ".join(f"{k}={v}" for k, v in overrides.items())
+    return Subject(
+        f"{name} {changes}".rstrip(),
+        model,
+        lambda: _initialised(model, normalize(jnp.asarray(images[:most])), seed),
+        images,
+        batch["label"],
+        description,
+        trained=False,
+    )
 
 
 def from_run(
@@ -197,7 +220,7 @@ def _evenly(dataset: sources.Dataset, images: int) -> dict[str, np.ndarray]:
 
 
 def _require_like(found: sources.Description, run: checkpoint.Run, folder: pathlib.Path) -> None:
-    """Raises ValueError unless the network of a run can take images of this description."""
+    """Raises ValueError if the images of a run are of another kind; of size the network judges."""
     trained = run.dataset
     for what, theirs, ours in (
         ("channels", found.image_shape[-1], trained.image_shape[-1]),
@@ -208,14 +231,6 @@ def _require_like(found: sources.Description, run: checkpoint.Run, folder: pathl
                 f"the images of {found.name!r} and those that the network in {folder} was trained "
                 f"on differ in the number of {what}: {theirs} and {ours}."
             )
-    images = jax.ShapeDtypeStruct((1, *found.image_shape), jnp.float32)
-    try:
-        jax.eval_shape(functools.partial(run.model.apply, train=False), run.variables, images)
-    except (flax.errors.FlaxError, TypeError, ValueError):
-        raise ValueError(
-            f"the network in {folder} does not take images of {found.image_shape}, but those it "
-            f"was trained on, of {trained.image_shape}."
-        ) from None
 
 
 def _initialised(model: nn.Module, images: jax.Array, seed: int) -> dict[str, Any]:
