@@ -116,6 +116,9 @@ def test_a_run_with_images_of_other_channels_or_classes(run, tmp_path, capsys):
     images, labels = np.zeros((6, 16, 16, 3), np.uint8), np.arange(6) % 3
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     arrays = ("--data", "source=arrays", "--data", f"arrays.path={path}")
+    source = {"source": "arrays", "arrays.path": str(path)}
+    one = analyze.subject.untrained("cifar_resnet20", {}, images=4, data=source)
+    assert one.model.num_classes == 3
     assert "number of classes: 3 and 10" in failure(
         capsys, "lesion", "--workdir", str(run), *arrays
     )
