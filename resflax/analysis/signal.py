@@ -122,7 +122,8 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
             found.setdefault(subject.name, signals)
             clipped[name] = signals
             rows += [{"network": name, **dataclasses.asdict(s)} for s in signals]
-            remarks.append(f"{name}: {verdict(signals)}")
+        # What is clipped is the parameters' alone.
+        remarks.append(f"{subject.name}: {verdict(found[subject.name])}")
     return Result("signal", rows, remarks, {"": draw(found, clipped)})
 
 
