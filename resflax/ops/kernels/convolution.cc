@@ -42,30 +42,57 @@ bool Describe(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y,
   return false;
 }
 
-// Copies `channels` channels of an image into the middle of zeros.
-void Pad(const float* image, int64_t height, int64_t width, int64_t pixel, int64_t channels,
-         int64_t top, int64_t left, int64_t rows, int64_t columns, float* padded) {
-  int64_t kept_w = std::min(width, columns - left);
+// Slabs that are copied together, so that whole lines of the cache are read one after the other, and
+// the rows of a band of them: as many as stay in the cache with the weights.
+struct Bands {
+  int64_t slabs, sets;    // in a set, and sets
+  int64_t rows, number;   // of a result, in a band at most, and bands
+
+  // bytes: of a row of one slab; weights: bytes of one slab's.
+  Bands(int64_t all_slabs, int64_t channels, int64_t bytes, int64_t weights, int64_t all_rows) {
+    slabs = std::clamp<int64_t>(kTogether / channels, 1, all_slabs);
+    while (all_slabs % slabs != 0) --slabs;
+    sets = all_slabs / slabs;
+    int64_t kept = std::max<int64_t>(kBand, slabs * weights);
+    rows = std::clamp<int64_t>(kept / (slabs * bytes), 1, all_rows);
+    number = (all_rows + rows - 1) / rows;
+  }
+
+ private:
+  static constexpr int64_t kTogether = 128, kBand = 192 << 10;
+};
+
+inline void Zero(float* p, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += kLanes) Store(p + i, Vector{});
+}
+
+// Copies slabs of an image, so many channels of each, into the middle of zeros.
+// padded: [slabs][rows][columns][channels], the slabs `slab` floats apart.
+void Pad(const float* image, int64_t height, int64_t width, int64_t pixel, int64_t slabs,
+         int64_t channels, int64_t top, int64_t left, int64_t rows, int64_t columns, int64_t slab,
+         float* padded) {
+  int64_t right = left + std::min(width, columns - left);
   for (int64_t i = 0; i < rows; ++i) {
     float* row = padded + i * columns * channels;
     int64_t from = i - top;
-    if (from < 0 || from >= height) {
-      std::memset(row, 0, columns * channels * sizeof(float));
-      continue;
+    bool inside = from >= 0 && from < height;
+    for (int64_t s = 0; s < slabs; ++s) {
+      Zero(row + s * slab, (inside ? left : columns) * channels);
+      if (inside) Zero(row + s * slab + right * channels, (columns - right) * channels);
     }
-    std::memset(row, 0, left * channels * sizeof(float));
+    if (!inside) continue;
     const float* source = image + from * width * pixel;
-    float* target = row + left * channels;
-    if (pixel == channels) {
-      std::memcpy(target, source, kept_w * channels * sizeof(float));
-    } else {
-      for (int64_t j = 0; j < kept_w; ++j)
+    for (int64_t j = left; j < right; ++j, source += pixel)
+      for (int64_t s = 0; s < slabs; ++s)
         for (int64_t c = 0; c < channels; c += kLanes)
-          Store(target + j * channels + c, Load(source + j * pixel + c));
-    }
-    std::memset(target + kept_w * channels, 0,
-                (columns - left - kept_w) * channels * sizeof(float));
+          Store(row + s * slab + j * channels + c, Load(source + s * channels + c));
   }
+}
+
+// Floats between slabs: by one line more than they have, so that not all of them are copied to the
+// same places of the cache.
+int64_t Distance(int64_t rows, int64_t columns, int64_t channels) {
+  return rows * columns * channels + 16;
 }
 
 // Lane l gets the channel `c` of its group of `width` channels.
@@ -237,7 +264,7 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   const float* images = x.typed_data();
   const float* w = kernel.typed_data();
   float* result = y->typed_data();
-  int64_t rows = (s.out_height - 1) * stride + s.k_h, columns = (s.out_width - 1) * stride + s.k_w;
+  int64_t columns = (s.out_width - 1) * stride + s.k_w;
   int64_t terms = s.narrow ? s.narrow : s.in, taps_n = s.k_h * s.k_w;
   int64_t block = !s.narrow && s.out % (2 * kLanes) == 0 ? 2 * kLanes : kLanes;
   Taps taps;
@@ -250,15 +277,24 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
     for (int64_t o = 0; o < s.out; o += block)
       for (int64_t row = 0; row < taps_n * terms; ++row, to += block)
         std::memcpy(to, w + row * s.out_channels + slab * s.out + o, block * sizeof(float));
-  Parallel(pool, s.images * s.slabs, [&](int64_t i) {
-    int64_t image = i / s.slabs, slab = i % s.slabs;
-    float* padded = Scratch(0, rows * columns * s.in);
-    Pad(images + image * s.height * s.width * s.channels + slab * s.in, s.height, s.width,
-        s.channels, s.in, top, left, rows, columns, padded);
-    Compute(padded, columns, s.in, s.out, s.narrow, stride, taps,
-            packed.data() + slab * s.out * taps_n * terms, s.out_height, s.out_width,
-            result + image * s.out_height * s.out_width * s.out_channels + slab * s.out,
-            s.out_width * s.out_channels, s.out_channels);
+  int64_t weights = s.out * taps_n * terms;
+  Bands bands(s.slabs, s.in, stride * columns * s.in * sizeof(float), weights * sizeof(float),
+              s.out_height);
+  Parallel(pool, s.images * bands.number * bands.sets, [&](int64_t i) {
+    int64_t first_slab = i % bands.sets * bands.slabs, band = i / bands.sets % bands.number;
+    int64_t image = i / bands.sets / bands.number;
+    int64_t first = band * bands.rows, rows = std::min(bands.rows, s.out_height - first);
+    int64_t padded_rows = (rows - 1) * stride + s.k_h;
+    int64_t distance = Distance(padded_rows, columns, s.in);
+    float* padded = Scratch(0, bands.slabs * distance);
+    Pad(images + image * s.height * s.width * s.channels + first_slab * s.in, s.height, s.width,
+        s.channels, bands.slabs, s.in, top - first * stride, left, padded_rows, columns, distance,
+        padded);
+    float* target = result + (image * s.out_height + first) * s.out_width * s.out_channels;
+    for (int64_t n = 0, slab = first_slab; n < bands.slabs; ++n, ++slab)
+      Compute(padded + n * distance, columns, s.in, s.out, s.narrow, stride, taps,
+              packed.data() + slab * weights, rows, s.out_width, target + slab * s.out,
+              s.out_width * s.out_channels, s.out_channels);
   });
   return ffi::Error::Success();
 }
@@ -299,8 +335,8 @@ ffi::Error ImageGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dy,
   const float* gradients = dy.typed_data();
   const float* w = kernel.typed_data();
   float* result = dx->typed_data();
-  // Output o of a phase reads gradients from k_h - 1 before o on; none lies beyond the last pixel.
-  int64_t rows = s.k_h - 1 + std::max(s.out_height, (s.height - 1 + top) / stride + 1);
+  // Output o of a phase reads gradients from k_h - 1 before o on, and so many rows of them.
+  int64_t reach = s.k_h + (stride - 1 + top) / stride;
   int64_t columns = s.k_w - 1 + std::max(s.out_width, (s.width - 1 + left) / stride + 1);
   int64_t terms = s.narrow ? s.narrow : s.out;
   int64_t block = !s.narrow && s.in % (2 * kLanes) == 0 ? 2 * kLanes : kLanes;
@@ -323,20 +359,29 @@ ffi::Error ImageGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dy,
             }
     packed.push_back(std::move(weights));
   }
-  Parallel(pool, s.images * s.slabs, [&](int64_t i) {
-    int64_t image = i / s.slabs, slab = i % s.slabs;
-    float* padded = Scratch(0, rows * columns * s.out);
-    Pad(gradients + image * s.out_height * s.out_width * s.out_channels + slab * s.out,
-        s.out_height, s.out_width, s.out_channels, s.out, s.k_h - 1, s.k_w - 1, rows, columns,
-        padded);
-    float* target = result + image * s.height * s.width * s.channels + slab * s.in;
-    for (size_t p = 0; p < phases.size(); ++p) {
-      const Phase& phase = phases[p];
-      Compute(padded, columns, s.out, s.in, s.narrow, 1, phase.taps,
-              packed[p].data() + slab * s.in * phase.places.size() * terms, phase.rows,
-              phase.columns, target + (phase.a * s.width + phase.b) * s.channels,
-              stride * s.width * s.channels, stride * s.channels);
-    }
+  int64_t phase_rows = phases[0].rows, weights = s.in * s.k_h * s.k_w * terms;
+  Bands bands(s.slabs, s.out, columns * s.out * sizeof(float), weights * sizeof(float), phase_rows);
+  Parallel(pool, s.images * bands.number * bands.sets, [&](int64_t i) {
+    int64_t first_slab = i % bands.sets * bands.slabs, band = i / bands.sets % bands.number;
+    int64_t image = i / bands.sets / bands.number;
+    int64_t first = band * bands.rows;
+    int64_t padded_rows = std::min(bands.rows, phase_rows - first) - 1 + reach;
+    int64_t distance = Distance(padded_rows, columns, s.out);
+    float* padded = Scratch(0, bands.slabs * distance);
+    Pad(gradients + image * s.out_height * s.out_width * s.out_channels + first_slab * s.out,
+        s.out_height, s.out_width, s.out_channels, bands.slabs, s.out, s.k_h - 1 - first,
+        s.k_w - 1, padded_rows, columns, distance, padded);
+    float* target = result + image * s.height * s.width * s.channels;
+    for (int64_t n = 0, slab = first_slab; n < bands.slabs; ++n, ++slab)
+      for (size_t p = 0; p < phases.size(); ++p) {
+        const Phase& phase = phases[p];
+        int64_t row = first * stride + phase.a;  // of the result
+        Compute(padded + n * distance, columns, s.out, s.in, s.narrow, 1, phase.taps,
+                packed[p].data() + slab * s.in * phase.places.size() * terms,
+                std::min(bands.rows, phase.rows - first), phase.columns,
+                target + (row * s.width + phase.b) * s.channels + slab * s.in,
+                stride * s.width * s.channels, stride * s.channels);
+      }
   });
   return ffi::Error::Success();
 }
@@ -425,25 +470,31 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
   int64_t terms = s.narrow ? s.narrow : s.in, size = s.k_h * s.k_w * terms * s.out_channels;
   // The images are divided so that there is work for several threads; the division, and so the
   // order of the sums, does not depend on how many there are.
-  int64_t parts = std::min(s.images, (8 + s.slabs - 1) / s.slabs);
-  // As many rows at a time as stay in the cache.
-  int64_t row_bytes = (stride * columns * s.in + s.out_width * s.out) * sizeof(float);
-  int64_t chunk = std::clamp<int64_t>((192 << 10) / row_bytes, 1, s.out_height);
+  Bands bands(s.slabs, std::max(s.in, s.out),
+              (stride * columns * s.in + s.out_width * s.out) * sizeof(float), 0, s.out_height);
+  int64_t parts = std::min(s.images, (8 + bands.sets - 1) / bands.sets);
   std::vector<float> partial(parts * size, 0.0f);
-  Parallel(pool, parts * s.slabs, [&](int64_t i) {
-    int64_t part = i / s.slabs, slab = i % s.slabs;
-    float* padded = Scratch(0, ((chunk - 1) * stride + s.k_h) * columns * s.in);
-    float* rows_of_dy = Scratch(1, chunk * s.out_width * s.out);
-    float* sums = partial.data() + part * size + slab * s.out;
+  Parallel(pool, parts * bands.sets, [&](int64_t i) {
+    int64_t part = i / bands.sets, first_slab = i % bands.sets * bands.slabs;
+    int64_t most = (bands.rows - 1) * stride + s.k_h;
+    int64_t x_distance = Distance(most, columns, s.in);
+    int64_t dy_distance = Distance(bands.rows, s.out_width, s.out);
+    float* padded = Scratch(0, bands.slabs * x_distance);
+    float* rows_of_dy = Scratch(1, bands.slabs * dy_distance);
+    float* sums = partial.data() + part * size;
     for (int64_t n = part * s.images / parts; n < (part + 1) * s.images / parts; ++n)
-      for (int64_t first = 0; first < s.out_height; first += chunk) {
-        int64_t rows = std::min(chunk, s.out_height - first);
-        Pad(images + n * s.height * s.width * s.channels + slab * s.in, s.height, s.width,
-            s.channels, s.in, top - first * stride, left, (rows - 1) * stride + s.k_h, columns,
-            padded);
-        Pad(gradients + (n * s.out_height + first) * s.out_width * s.out_channels + slab * s.out,
-            rows, s.out_width, s.out_channels, s.out, 0, 0, rows, s.out_width, rows_of_dy);
-        AccumulateTaps(s, padded, columns, rows_of_dy, rows, sums, s.out_channels);
+      for (int64_t first = 0; first < s.out_height; first += bands.rows) {
+        int64_t rows = std::min(bands.rows, s.out_height - first);
+        Pad(images + n * s.height * s.width * s.channels + first_slab * s.in, s.height, s.width,
+            s.channels, bands.slabs, s.in, top - first * stride, left, (rows - 1) * stride + s.k_h,
+            columns, x_distance, padded);
+        Pad(gradients + (n * s.out_height + first) * s.out_width * s.out_channels +
+                first_slab * s.out,
+            rows, s.out_width, s.out_channels, bands.slabs, s.out, 0, 0, rows, s.out_width,
+            dy_distance, rows_of_dy);
+        for (int64_t slab = 0; slab < bands.slabs; ++slab)
+          AccumulateTaps(s, padded + slab * x_distance, columns, rows_of_dy + slab * dy_distance,
+                         rows, sums + (first_slab + slab) * s.out, s.out_channels);
       }
   });
   std::copy(partial.begin(), partial.begin() + size, result);
