@@ -1,6 +1,7 @@
 """Tests of the compiled convolutions against XLA's own, in value and in both gradients."""
 
 import os
+import pathlib
 import platform
 import shutil
 import subprocess
@@ -96,8 +97,12 @@ def test_every_window_and_padding(window, padding, stride):
         _check((2, 9, 8, channels), kernel, stride=stride, padding=padding, groups=groups)
 
 
-def test_images_of_many_rows_are_summed_in_parts():
-    _check((2, 150, 40, 128), (3, 3, 128, 32), padding=SAME)
+# Of several sets of slabs, and bands of which the last has fewer rows, in one phase or in both.
+@pytest.mark.parametrize(("height", "stride"), [(61, 1), (61, 2), (64, 2)])
+@pytest.mark.parametrize(("channels", "groups"), [(256, 64), (64, 1), (192, 12)])
+def test_images_of_many_rows_are_computed_in_bands(channels, groups, height, stride):
+    kernel = (3, 3, channels // groups, channels)
+    _check((2, height, 40, channels), kernel, padding=SAME, groups=groups, stride=stride)
 
 
 def test_the_result_does_not_depend_on_the_run():
@@ -186,8 +191,9 @@ def test_processors_of_narrower_vectors(tmp_path, without):
     wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" -mno-{without}\n')
     wrapper.chmod(0o755)
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": str(wrapper)}
-    tests = "every_width or many_channels or products"
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", __file__, "-k", tests]
+    tests = "every_width or bands or many_channels or products or pool"
+    files = [__file__, str(pathlib.Path(__file__).with_name("test_pool.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", *files, "-k", tests]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     assert len(list(tmp_path.glob("resflax/*.so"))) == 1

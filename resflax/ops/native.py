@@ -34,6 +34,8 @@ HANDLERS = (
     "AffineGradient",
     "Product",
     "ProductGradient",
+    "MaxPool",
+    "MaxPoolGradient",
 )
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC")
 
