@@ -104,7 +104,8 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ff
 // The transposed of a [rows, terms] times b [rows, columns].
 ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ffi::F32> b,
                            ffi::ResultBuffer<ffi::F32> y) {
-  constexpr int64_t kTile = 256;   // terms and columns of a task
+  constexpr int64_t kWide = 512;   // columns of a task
+  constexpr int64_t kBlock = 256;  // terms that are copied together
   constexpr int64_t kChunk = 128;  // rows at a time
   // Of a strip: with two vectors of columns, half of the registers or more.
   constexpr int kTerms = std::min(kRegisters == 32 ? 8 : 6, kLanes);
@@ -115,52 +116,56 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
   int64_t rows = a.element_count() / terms;
   const float *first = a.typed_data(), *second = b.typed_data();
   float* result = y->typed_data();
-  int64_t tiles_in_row = (columns + kTile - 1) / kTile;
-  int64_t tiles = (terms + kTile - 1) / kTile * tiles_in_row;
+  int64_t tiles = (columns + kWide - 1) / kWide;
+  auto strips_of = [](int64_t terms) { return (terms + kTerms - 1) / kTerms; };
   // The rows are divided so that there is work for several threads; the division, and so the order
   // of the sums, does not depend on how many there are.
   int64_t parts = std::clamp<int64_t>((rows + kChunk - 1) / kChunk, 1, (8 + tiles - 1) / tiles);
   Floats partial = Allocate((parts - 1) * terms * columns);
   Parallel(pool, parts * tiles, [&](int64_t i) {
-    int64_t part = i / tiles, tile = i % tiles;
-    int64_t t = tile / tiles_in_row * kTile, c = tile % tiles_in_row * kTile;
-    int64_t tile_terms = std::min(terms - t, kTile), tile_columns = std::min(columns - c, kTile);
+    int64_t part = i / tiles, c = i % tiles * kWide;
+    int64_t tile_columns = std::min(columns - c, kWide);
     float* sums = part ? partial.get() + (part - 1) * terms * columns : result;
-    sums += t * columns + c;
-    for (int64_t k = 0; k < tile_terms; ++k)
-      std::memset(sums + k * columns, 0, tile_columns * sizeof(float));
-    float* strips = Scratch(0, (kTile + kTerms - 1) / kTerms * kStrip);
-    float* panels = Scratch(1, kTile / kColumns * kPanel);
-    int64_t last = (part + 1) * rows / parts;
-    int64_t calls = (tile_terms + kTerms - 1) / kTerms * ((tile_columns + kColumns - 1) / kColumns);
-    for (int64_t start = part * rows / parts; start < last; start += kChunk) {
-      int64_t n = std::min(kChunk, last - start);
+    float* strips = Scratch(0, strips_of(kBlock) * kStrip);
+    float* panels = Scratch(1, kWide / kColumns * kPanel);
+    int64_t begin = part * rows / parts, end = (part + 1) * rows / parts;
+    for (int64_t start = begin; start < end; start += kChunk) {
+      int64_t n = std::min(kChunk, end - start);
       for (int64_t r = 0; r < n; ++r) {
-        const float* from = first + (start + r) * terms + t;
-        float* to = strips + r * kTerms;
-        int64_t k = 0;
-        // What a vector has too much of, the next row or strip overwrites.
-        for (; k + kLanes <= tile_terms; k += kTerms, to += kStrip) Store(to, Load(from + k));
-        for (; k < tile_terms; k += kTerms, to += kStrip)
-          std::copy(from + k, from + std::min<int64_t>(k + kTerms, tile_terms), to);
-        from = second + (start + r) * columns + c;
+        const float* from = second + (start + r) * columns + c;
         for (int64_t l = 0; l < tile_columns; l += kLanes) {
           int64_t width = std::min(kColumns, tile_columns - l / kColumns * kColumns);
           Store(panels + l / kColumns * kPanel + r * width + l % kColumns, Load(from + l));
         }
       }
-      int64_t next = start + n, ahead = std::min(kChunk, last - next), call = 0;
-      for (int64_t l = 0; l < tile_columns; l += kColumns)
-        for (int64_t k = 0; k < tile_terms; k += kTerms) {
-          for (++call; next < start + n + ahead * call / calls; ++next) {
-            Prefetch(first + next * terms + t, tile_terms);
-            Prefetch(second + next * columns + c, tile_columns);
-          }
-          int64_t width = std::min(kColumns, tile_columns - l);
-          auto accumulate = width == kColumns ? Accumulate<kTerms, 2> : Accumulate<kTerms, 1>;
-          accumulate(strips + k / kTerms * kStrip, kTerms, panels + l / kColumns * kPanel, width,
-                     kLanes, n, tile_terms - k, sums + k * columns + l, columns);
+      for (int64_t t = 0; t < terms; t += kBlock) {
+        int64_t block_terms = std::min(terms - t, kBlock);
+        for (int64_t r = 0; r < n; ++r) {
+          const float* from = first + (start + r) * terms + t;
+          float* to = strips + r * kTerms;
+          int64_t k = 0;
+          // What a vector has too much of, the next row or strip overwrites.
+          for (; k + kLanes <= block_terms; k += kTerms, to += kStrip) Store(to, Load(from + k));
+          for (; k < block_terms; k += kTerms, to += kStrip)
+            std::copy(from + k, from + std::min<int64_t>(k + kTerms, block_terms), to);
         }
+        // The terms that are copied next, of these rows or of the next ones.
+        bool more = t + kBlock < terms;
+        int64_t next_t = more ? t + kBlock : 0, next_terms = std::min(terms - next_t, kBlock);
+        int64_t row = more ? start : start + n, last = std::min(row + kChunk, end);
+        int64_t calls = strips_of(block_terms) * ((tile_columns + kColumns - 1) / kColumns);
+        int64_t ahead = (last - row + calls - 1) / calls;
+        for (int64_t l = 0; l < tile_columns; l += kColumns)
+          for (int64_t k = 0; k < block_terms; k += kTerms) {
+            for (int64_t stop = std::min(row + ahead, last); row < stop; ++row)
+              Prefetch(first + row * terms + next_t, next_terms);
+            int64_t width = std::min(kColumns, tile_columns - l);
+            auto accumulate = width == kColumns ? Accumulate<kTerms, 2> : Accumulate<kTerms, 1>;
+            accumulate(strips + k / kTerms * kStrip, kTerms, panels + l / kColumns * kPanel, width,
+                       kLanes, n, block_terms - k, sums + (t + k) * columns + c + l, columns,
+                       start == begin);
+          }
+      }
     }
   });
   AddParts(pool, partial.get(), parts - 1, terms * columns, result);

@@ -31,12 +31,17 @@ inline void Multiply(const float* strip, int64_t step, const float* panel, int64
 }
 
 // Adds to y, the first `terms` of C rows `row` floats apart by V vectors, the products of the first
-// C columns of a strip with a panel, over n rows of both. Their rows, and the panel's vectors, are so
-// many floats apart.
+// C columns of a strip with a panel, over n rows of both; or puts them there, where it is `fresh`.
+// Their rows, and the panel's vectors, are so many floats apart.
 template <int C, int V>
 inline void Accumulate(const float* strip, int64_t strip_row, const float* panel, int64_t panel_row,
-                       int64_t panel_vector, int64_t n, int64_t terms, float* y, int64_t row) {
+                       int64_t panel_vector, int64_t n, int64_t terms, float* y, int64_t row,
+                       bool fresh) {
   Vector sums[C][V] = {};
+#pragma GCC unroll 16
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) __builtin_prefetch(y + c * row + v * kLanes, 1);
 #pragma GCC unroll 2
   for (int64_t i = 0; i < n; ++i, strip += strip_row, panel += panel_row) {
     Vector b[V];
@@ -53,7 +58,7 @@ inline void Accumulate(const float* strip, int64_t strip_row, const float* panel
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
         float* to = y + c * row + v * kLanes;
-        Store(to, Load(to) + sums[c][v]);
+        Store(to, fresh ? sums[c][v] : Load(to) + sums[c][v]);
       }
 }
 

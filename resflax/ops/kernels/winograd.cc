@@ -344,7 +344,8 @@ ffi::Error WinogradKernelGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
         for (int64_t b = 0; b < out; b += width)
           for (int64_t a = 0; a < in; a += kTerms)
             accumulate(tiles.At(place, a / kLanes * kLanes) + a % kLanes, kLanes,
-                       changes.At(place, b), kLanes, n * kLanes, n, kTerms, to + a * out + b, out);
+                       changes.At(place, b), kLanes, n * kLanes, n, kTerms, to + a * out + b, out,
+                       false);
       }
     }
     float* target = part ? partial.get() + (part - 1) * size : result;
