@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t kColumns = 2 * kLanes;  // of a panel; the last one may have half as many
 constexpr int64_t kBlock = 192 << 10;     // bytes of a block of rows: half of it and the next one
+// Strips of a block, however long: as many use a panel once it is there.
+constexpr int64_t kLeast = 6;
 
 // Into the second level of the caches.
 inline void Prefetch(const float* from, int64_t floats) {
@@ -71,7 +73,7 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ff
   });
   bool streamed = Streams(result, rows * columns);
   int64_t strips = (rows + kRows - 1) / kRows, threads = pool.num_threads();
-  int64_t most = std::clamp<int64_t>(kBlock / (kRows * terms * sizeof(float)), 3, 16);
+  int64_t most = std::clamp<int64_t>(kBlock / (kRows * terms * sizeof(float)), kLeast, 16);
   // As many blocks for each thread, where there are enough.
   int64_t rounds = (strips + most * threads - 1) / (most * threads);
   int64_t blocks = std::min(strips, rounds * threads);
@@ -105,7 +107,7 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ff
 ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buffer<ffi::F32> b,
                            ffi::ResultBuffer<ffi::F32> y) {
   constexpr int64_t kWide = 512;   // columns of a task
-  constexpr int64_t kBlock = 256;  // terms that are copied together
+  constexpr int64_t kCopied = 256;  // terms that are copied together
   constexpr int64_t kChunk = 128;  // rows at a time
   // Of a strip: with two vectors of columns, half of the registers or more.
   constexpr int kTerms = std::min(kRegisters == 32 ? 8 : 6, kLanes);
@@ -126,7 +128,7 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
     int64_t part = i / tiles, c = i % tiles * kWide;
     int64_t tile_columns = std::min(columns - c, kWide);
     float* sums = part ? partial.get() + (part - 1) * terms * columns : result;
-    float* strips = Scratch(0, strips_of(kBlock) * kStrip);
+    float* strips = Scratch(0, strips_of(kCopied) * kStrip);
     float* panels = Scratch(1, kWide / kColumns * kPanel);
     int64_t begin = part * rows / parts, end = (part + 1) * rows / parts;
     for (int64_t start = begin; start < end; start += kChunk) {
@@ -138,8 +140,8 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
           Store(panels + l / kColumns * kPanel + r * width + l % kColumns, Load(from + l));
         }
       }
-      for (int64_t t = 0; t < terms; t += kBlock) {
-        int64_t block_terms = std::min(terms - t, kBlock);
+      for (int64_t t = 0; t < terms; t += kCopied) {
+        int64_t block_terms = std::min(terms - t, kCopied);
         for (int64_t r = 0; r < n; ++r) {
           const float* from = first + (start + r) * terms + t;
           float* to = strips + r * kTerms;
@@ -150,8 +152,8 @@ ffi::Error ProductGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::B
             std::copy(from + k, from + std::min<int64_t>(k + kTerms, block_terms), to);
         }
         // The terms that are copied next, of these rows or of the next ones.
-        bool more = t + kBlock < terms;
-        int64_t next_t = more ? t + kBlock : 0, next_terms = std::min(terms - next_t, kBlock);
+        bool more = t + kCopied < terms;
+        int64_t next_t = more ? t + kCopied : 0, next_terms = std::min(terms - next_t, kCopied);
         int64_t row = more ? start : start + n, last = std::min(row + kChunk, end);
         int64_t calls = strips_of(block_terms) * ((tile_columns + kColumns - 1) / kColumns);
         int64_t ahead = (last - row + calls - 1) / calls;
