@@ -41,6 +41,13 @@ constexpr int kTerms = std::min(kRegisters / 4, kLanes);
 inline Vector Load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void Store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
+// Loads from what is read from end to end, and fetches what is half a page ahead: by itself the
+// processor stops at the end of each page.
+inline Vector LoadOnce(const float* p) {
+  __builtin_prefetch(p + 512);
+  return Load(p);
+}
+
 // Bytes of a result that is not found in the caches again when it is wanted.
 constexpr size_t kStreamed = 8 << 20;
 

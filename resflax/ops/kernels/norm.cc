@@ -81,7 +81,7 @@ ffi::Error Moments(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   const float* images = x.typed_data();
   Sum(pool, s, 1.0f / s.positions, mean->typed_data(), square->typed_data(),
       [=](int64_t at, int64_t, int64_t, Vector* sums) {
-        Vector a = Load(images + at);
+        Vector a = LoadOnce(images + at);
         sums[0] += a;
         sums[1] += a * a;
       });
@@ -99,7 +99,7 @@ ffi::Error MomentsGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dx, ffi::
   float* to = result->typed_data();
   ForEach(pool, s, [=](int64_t at, int64_t image, int64_t c) {
     int64_t i = image * s.channels + c;
-    Store(to + at, Load(d + at) + Load(a + i) + Load(b + i) * Load(images + at));
+    Store(to + at, LoadOnce(d + at) + Load(a + i) + Load(b + i) * LoadOnce(images + at));
   });
   return ffi::Error::Success();
 }
@@ -111,8 +111,8 @@ void Map(const ffi::ThreadPool& pool, const Shape& s, const float* x, const floa
   bool streamed = s.Streamed(y);
   ForEach(pool, s, [=](int64_t at, int64_t image, int64_t c) {
     int64_t i = image * coefficients + c;
-    Vector sum = Load(x + at) * Load(scale + i) + Load(shift + i);
-    if (added) sum += Load(residual + at);
+    Vector sum = LoadOnce(x + at) * Load(scale + i) + Load(shift + i);
+    if (added) sum += LoadOnce(residual + at);
     if (rectified) sum = sum > 0.0f ? sum : Vector{};
     StoreOnce(y + at, sum, streamed);
   });
@@ -139,12 +139,12 @@ void MapGradient(const ffi::ThreadPool& pool, const Shape& s, const float* dy, c
   bool streamed = s.Streamed(dx) && (!added || s.Streamed(dz));
   Sum(pool, s, 1.0f, dshift, dscale,
       [=](int64_t at, int64_t image, int64_t c, Vector* sums) {
-        Vector d = Load(dy + at);
-        if (rectified) d = Load(y + at) > 0.0f ? d : Vector{};
+        Vector d = LoadOnce(dy + at);
+        if (rectified) d = LoadOnce(y + at) > 0.0f ? d : Vector{};
         if (added) StoreOnce(dz + at, d, streamed);
         StoreOnce(dx + at, d * Load(scale + image * coefficients + c), streamed);
         sums[0] += d;
-        sums[1] += d * Load(x + at);
+        sums[1] += d * LoadOnce(x + at);
       });
 }
 
