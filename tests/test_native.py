@@ -97,6 +97,18 @@ def test_every_window_and_padding(window, padding, stride):
         _check((2, 9, 8, channels), kernel, stride=stride, padding=padding, groups=groups)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("window", "stride", "outputs"),
+    [((7, 7), 2, 64), ((3, 3), 1, 16), ((3, 3), 2, 48), ((5, 1), 1, 32), ((2, 4), 2, 320)],
+)
+def test_photographs(channels, window, stride, outputs):
+    padding = tuple((k // 2, (k - 1) // 2) for k in window)
+    for size in ((17, 30), (64, 33)):
+        kernel = (*window, channels, outputs)
+        _check((2, *size, channels), kernel, stride=stride, padding=padding)
+
+
 # Of several sets of slabs, and bands of which the last has fewer rows, in one phase or in both.
 @pytest.mark.parametrize(("height", "stride"), [(61, 1), (61, 2), (64, 2)])
 @pytest.mark.parametrize(("channels", "groups"), [(256, 64), (64, 1), (192, 12)])
@@ -191,7 +203,7 @@ def test_processors_of_narrower_vectors(tmp_path, without):
     wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" -mno-{without}\n')
     wrapper.chmod(0o755)
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": str(wrapper)}
-    tests = "every_width or bands or many_channels or products or pool"
+    tests = "every_width or photographs or bands or many_channels or products or pool"
     files = [__file__, str(pathlib.Path(__file__).with_name("test_pool.py"))]
     command = [sys.executable, "-m", "pytest", "-q", "-n0", *files, "-k", tests]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from resflax.ops import native
 
@@ -13,6 +14,8 @@ from resflax.ops import native
 # Narrower ones share a vector of 16.
 _WIDTHS = (16, 32, 64, 128, 256)
 _NARROW = (1, 2, 4, 8)
+# And of photographs, of which there is no gradient with respect to the images.
+_THIN = (1, 3, 4)
 
 # Channels of a group from which on Winograd's algorithm is used; measured in docs/performance.md.
 _WINOGRAD_CHANNELS = 32
@@ -32,10 +35,16 @@ def supports(
     inputs, outputs = kernel_shape[2], kernel_shape[3] // groups
     wide = inputs in _WIDTHS and outputs in _WIDTHS
     narrow = inputs == outputs and inputs in _NARROW and image_shape[-1] % 16 == 0
-    direct = stride <= 2 and (wide or narrow)
+    thin = is_thin(kernel_shape, groups=groups)
+    direct = stride <= 2 and (wide or narrow or thin)
     return min(image_shape) > 0 and (
         direct or suits_winograd(kernel_shape, stride=stride, padding=padding, groups=groups)
     )
+
+
+def is_thin(kernel_shape: Sequence[int], *, groups: int) -> bool:
+    """Whether it is a convolution of photographs: of fewer channels than fill a vector."""
+    return groups == 1 and kernel_shape[2] in _THIN and kernel_shape[3] % 16 == 0
 
 
 def suits_winograd(
@@ -56,7 +65,10 @@ def suits_winograd(
 def convolve(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
 ) -> jax.Array:
-    """What conv.conv2d computes, of float32 arrays that `supports` is true of."""
+    """What conv.conv2d computes, of float32 arrays that `supports` is true of.
+
+    The gradient of photographs, should it be wanted, is XLA's own.
+    """
     out = [
         (n + sum(p) - k) // stride + 1
         for n, p, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
@@ -81,13 +93,25 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     settings = kernel.shape, stride, padding, groups
-    return (
-        _call("ImageGradient", x.shape, dy, kernel, *settings),
-        _call("KernelGradient", kernel.shape, x, dy, *settings),
-    )
+    if is_thin(kernel.shape, groups=groups):
+        dx = _photographs_gradient(dy, x, kernel, stride, padding)
+    else:
+        dx = _call("ImageGradient", x.shape, dy, kernel, *settings)
+    return dx, _call("KernelGradient", kernel.shape, x, dy, *settings)
 
 
 convolve.defvjp(_forward, _backward)
+
+
+def _photographs_gradient(
+    dy: jax.Array, x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    def convolved(x: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    return jax.linear_transpose(convolved, x)(dy)[0]
 
 
 def _call(

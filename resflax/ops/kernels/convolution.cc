@@ -1,10 +1,11 @@
 // Direct convolutions of NHWC images on a CPU, for narrow groups, as custom calls of XLA.
 //
-// The channels of a group, or a vector of channels of several narrow groups, are a slab. The slab of one
-// image is copied between zeros into memory that stays in the cache; sums are kept in vector
-// registers: a few pixels by one or two vectors of output channels, over all taps of the kernel.
-// Where groups are narrower than a vector, a vector of pixels is shuffled so that each of its lanes
-// meets the input channels of its own group: no product with a zero is ever computed.
+// The channels of a group, or a vector of channels of several narrow groups, are a slab. A band of
+// rows of some slabs is copied between zeros into memory that stays in the cache; sums are kept in
+// vector registers: a few pixels by one or two vectors of output channels, over all taps of the
+// kernel. Where groups are narrower than a vector, a vector of pixels is shuffled so that each of
+// its lanes meets the input channels of its own group: no product with a zero is ever computed.
+// Of photographs, whose few channels fill no vector, each channel under the kernel is a tap.
 
 #include <cstring>
 #include <utility>
@@ -14,13 +15,16 @@
 namespace {
 
 // What a call is about. A slab has `in` input and `out` output channels; `narrow` is the width of
-// its groups where there are several in it, else 0.
+// its groups where there are several in it, else 0; it is `thin` where its input fills no vector.
 struct Shape {
   int64_t images, height, width, channels;   // of the input
   int64_t out_height, out_width, out_channels;
   int64_t k_h, k_w, stride, top, left, groups;
   int64_t slabs, in, out, narrow;
+  bool thin;
 };
+
+constexpr int64_t kThin = 4;  // channels of photographs, at most
 
 bool Describe(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y,
               ffi::AnyBuffer::Dimensions kernel, int64_t groups, int64_t stride, int64_t top,
@@ -39,14 +43,18 @@ bool Describe(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y,
     s->slabs = s->channels / kLanes, s->in = s->out = kLanes, s->narrow = in;
     return true;
   }
+  if (groups == 1 && in <= kThin && in != 2 && out % kLanes == 0) {
+    s->slabs = 1, s->in = in, s->out = out, s->narrow = 0, s->thin = true;
+    return true;
+  }
   return false;
 }
 
-// Slabs that are copied together, so that whole lines of the cache are read one after the other, and
-// the rows of a band of them: as many as stay in the cache with the weights.
+// A set of slabs that are copied together, so that whole lines of the cache are read one after the
+// other, and the rows of a band of them: as many as stay in the cache with the weights.
 struct Bands {
-  int64_t slabs, sets;    // in a set, and sets
-  int64_t rows, number;   // of a result, in a band at most, and bands
+  int64_t slabs, sets;   // in a set, and sets
+  int64_t rows, number;  // of a result, in a band at most, and bands
 
   // bytes: of a row of one slab; weights: bytes of one slab's.
   Bands(int64_t all_slabs, int64_t channels, int64_t bytes, int64_t weights, int64_t all_rows) {
@@ -54,17 +62,14 @@ struct Bands {
     while (all_slabs % slabs != 0) --slabs;
     sets = all_slabs / slabs;
     int64_t kept = std::max<int64_t>(kBand, slabs * weights);
-    rows = std::clamp<int64_t>(kept / (slabs * bytes), 1, all_rows);
-    number = (all_rows + rows - 1) / rows;
+    int64_t most = std::clamp<int64_t>(kept / (slabs * bytes), 1, all_rows);
+    number = (all_rows + most - 1) / most;
+    rows = (all_rows + number - 1) / number;
   }
 
  private:
   static constexpr int64_t kTogether = 128, kBand = 192 << 10;
 };
-
-inline void Zero(float* p, int64_t floats) {
-  for (int64_t i = 0; i < floats; i += kLanes) Store(p + i, Vector{});
-}
 
 // Copies slabs of an image, so many channels of each, into the middle of zeros.
 // padded: [slabs][rows][columns][channels], the slabs `slab` floats apart.
@@ -77,11 +82,16 @@ void Pad(const float* image, int64_t height, int64_t width, int64_t pixel, int64
     int64_t from = i - top;
     bool inside = from >= 0 && from < height;
     for (int64_t s = 0; s < slabs; ++s) {
-      Zero(row + s * slab, (inside ? left : columns) * channels);
-      if (inside) Zero(row + s * slab + right * channels, (columns - right) * channels);
+      float* to = row + s * slab;
+      std::fill_n(to, (inside ? left : columns) * channels, 0.0f);
+      if (inside) std::fill_n(to + right * channels, (columns - right) * channels, 0.0f);
     }
     if (!inside) continue;
     const float* source = image + from * width * pixel;
+    if (pixel == channels) {
+      std::copy_n(source, (right - left) * channels, row + left * channels);
+      continue;
+    }
     for (int64_t j = left; j < right; ++j, source += pixel)
       for (int64_t s = 0; s < slabs; ++s)
         for (int64_t c = 0; c < channels; c += kLanes)
@@ -120,9 +130,9 @@ inline void AccumulateNarrow(Vector x, Vector dy, Vector* sums) {
 // Where each tap of a kernel reads, relative to the first pixel.
 using Taps = std::vector<int64_t>;
 
-// P pixels of a row, `step` of the input apart, by V vectors of output channels.
+// P pixels of a row, so many floats of the input apart, by V vectors of output channels.
 // weights: [tap][in][V * kLanes]; y: `pixel` floats apart.
-template <int P, int V, int in, int step>
+template <int P, int V, int in, int distance>
 void Wide(const float* x, const Taps& taps, const float* weights, float* y, int64_t pixel) {
   Vector sums[P][V] = {};
   for (int64_t offset : taps) {
@@ -135,7 +145,7 @@ void Wide(const float* x, const Taps& taps, const float* weights, float* y, int6
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p)
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sums[p][v] += from[p * step * in + c] * w[v];
+        for (int v = 0; v < V; ++v) sums[p][v] += from[p * distance + c] * w[v];
     }
   }
 #pragma GCC unroll 16
@@ -163,24 +173,38 @@ void Narrow(const float* x, const Taps& taps, const float* weights, float* y, in
 
 using Kernel = void (*)(const float*, const Taps&, const float*, float*, int64_t);
 
-template <int P, int V, int in, int step>
+template <int P, int V, int in, int distance>
 Kernel WideOf() {
   // For the sums, the weights and a pixel.
   constexpr bool registers = P * V + V + 1 <= kRegisters;
-  if constexpr (registers && in >= kLanes) return Wide<P, V, in, step>;
+  if constexpr (registers && (in >= kLanes || in == 1)) return Wide<P, V, in, distance>;
   return nullptr;
 }
 
 template <int P, int V, int step>
 Kernel WideOf(int64_t in) {
   switch (in) {
-    case 4: return WideOf<P, V, 4, step>();
-    case 8: return WideOf<P, V, 8, step>();
-    case 16: return WideOf<P, V, 16, step>();
-    case 32: return WideOf<P, V, 32, step>();
-    case 64: return WideOf<P, V, 64, step>();
-    case 128: return WideOf<P, V, 128, step>();
-    case 256: return WideOf<P, V, 256, step>();
+    case 4: return WideOf<P, V, 4, step * 4>();
+    case 8: return WideOf<P, V, 8, step * 8>();
+    case 16: return WideOf<P, V, 16, step * 16>();
+    case 32: return WideOf<P, V, 32, step * 32>();
+    case 64: return WideOf<P, V, 64, step * 64>();
+    case 128: return WideOf<P, V, 128, step * 128>();
+    case 256: return WideOf<P, V, 256, step * 256>();
+    default: return nullptr;
+  }
+}
+
+// Of thin slabs, so many floats apart.
+template <int P, int V>
+Kernel ThinOf(int64_t distance) {
+  switch (distance) {
+    case 1: return WideOf<P, V, 1, 1>();
+    case 2: return WideOf<P, V, 1, 2>();
+    case 3: return WideOf<P, V, 1, 3>();
+    case 4: return WideOf<P, V, 1, 4>();
+    case 6: return WideOf<P, V, 1, 6>();
+    case 8: return WideOf<P, V, 1, 8>();
     default: return nullptr;
   }
 }
@@ -206,8 +230,9 @@ Kernel NarrowOf(int64_t width) {
 
 // nullptr where there are too few registers.
 template <int P, int step>
-Kernel KernelOf(int64_t in, int64_t narrow, bool two) {
+Kernel KernelOf(int64_t in, int64_t narrow, bool thin, bool two) {
   if (narrow) return NarrowOf<P, step>(narrow);
+  if (thin) return two ? ThinOf<P, 2>(in * step) : ThinOf<P, 1>(in * step);
   return two ? WideOf<P, 2, step>(in) : WideOf<P, 1, step>(in);
 }
 
@@ -216,10 +241,11 @@ using Pixels = std::integer_sequence<int, 14, 8, 7, 5, 4, 2, 1>;
 // The kernel for rows of n pixels: with the fewest sums that are computed twice, then the most
 // pixels at a time.
 template <int... P>
-Kernel Choose(int64_t n, int64_t in, int64_t narrow, bool two, int64_t step, int64_t* pixels,
-              std::integer_sequence<int, P...>) {
+Kernel Choose(int64_t n, int64_t in, int64_t narrow, bool thin, bool two, int64_t step,
+              int64_t* pixels, std::integer_sequence<int, P...>) {
   const std::pair<int64_t, Kernel> kernels[] = {
-      {P, step == 1 ? KernelOf<P, 1>(in, narrow, two) : KernelOf<P, 2>(in, narrow, two)}...};
+      {P, step == 1 ? KernelOf<P, 1>(in, narrow, thin, two)
+                    : KernelOf<P, 2>(in, narrow, thin, two)}...};
   Kernel best = nullptr;
   int64_t least = 0;
   for (auto [p, kernel] : kernels) {
@@ -236,13 +262,14 @@ Kernel Choose(int64_t n, int64_t in, int64_t narrow, bool two, int64_t step, int
 // weights: [out / (V * kLanes)][tap][in or narrow][V * kLanes]; y: pixels and rows so many floats
 // apart.
 void Compute(const float* padded, int64_t padded_width, int64_t in, int64_t out, int64_t narrow,
-             int64_t step, const Taps& taps, const float* weights, int64_t rows, int64_t columns,
-             float* y, int64_t row, int64_t pixel) {
+             bool thin, int64_t step, const Taps& taps, const float* weights, int64_t rows,
+             int64_t columns, float* y, int64_t row, int64_t pixel) {
   int64_t pixels = 1;
   bool two = !narrow && out % (2 * kLanes) == 0;
-  Kernel kernel = Choose(columns, in, narrow, two, step, &pixels, Pixels());
+  Kernel kernel = Choose(columns, in, narrow, thin, two, step, &pixels, Pixels());
   int64_t block = two ? 2 * kLanes : kLanes;
-  int64_t weights_of_block = taps.size() * (narrow ? narrow : in) * block;
+  int64_t terms = narrow ? narrow : thin ? 1 : in;
+  int64_t weights_of_block = taps.size() * terms * block;
   // The weights of a block stay in the cache for all rows.
   for (int64_t o = 0; o < out; o += block)
     for (int64_t i = 0; i < rows; ++i)
@@ -269,7 +296,9 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   int64_t block = !s.narrow && s.out % (2 * kLanes) == 0 ? 2 * kLanes : kLanes;
   Taps taps;
   for (int64_t a = 0; a < s.k_h; ++a)
-    for (int64_t b = 0; b < s.k_w; ++b) taps.push_back((a * columns + b) * s.in);
+    for (int64_t b = 0; b < s.k_w; ++b)
+      for (int64_t c = 0; c < (s.thin ? s.in : 1); ++c)
+        taps.push_back((a * columns + b) * s.in + c);
   // Packed once, for all images: [slab][block][tap][term][block].
   std::vector<float> packed(s.slabs * s.out * taps_n * terms);
   float* to = packed.data();
@@ -292,7 +321,7 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
         padded);
     float* target = result + (image * s.out_height + first) * s.out_width * s.out_channels;
     for (int64_t n = 0, slab = first_slab; n < bands.slabs; ++n, ++slab)
-      Compute(padded + n * distance, columns, s.in, s.out, s.narrow, stride, taps,
+      Compute(padded + n * distance, columns, s.in, s.out, s.narrow, s.thin, stride, taps,
               packed.data() + slab * weights, rows, s.out_width, target + slab * s.out,
               s.out_width * s.out_channels, s.out_channels);
   });
@@ -330,7 +359,7 @@ ffi::Error ImageGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dy,
                          int64_t groups, int64_t stride, int64_t top, int64_t left) {
   Shape s;
   if (!Describe(dx->dimensions(), dy.dimensions(), kernel.dimensions(), groups, stride, top, left,
-                &s))
+                &s) || s.thin)
     return Unsupported();
   const float* gradients = dy.typed_data();
   const float* w = kernel.typed_data();
@@ -376,7 +405,7 @@ ffi::Error ImageGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dy,
       for (size_t p = 0; p < phases.size(); ++p) {
         const Phase& phase = phases[p];
         int64_t row = first * stride + phase.a;  // of the result
-        Compute(padded + n * distance, columns, s.out, s.in, s.narrow, 1, phase.taps,
+        Compute(padded + n * distance, columns, s.out, s.in, s.narrow, false, 1, phase.taps,
                 packed[p].data() + slab * s.in * phase.places.size() * terms,
                 std::min(bands.rows, phase.rows - first), phase.columns,
                 target + (row * s.width + phase.b) * s.channels + slab * s.in,
@@ -386,10 +415,11 @@ ffi::Error ImageGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dy,
   return ffi::Error::Success();
 }
 
-// Adds to a tap's gradient, C input channels by V vectors of output channels, over some rows.
+// Adds to a tap's gradient, the first `terms` of C input channels by V vectors of output channels,
+// over some rows.
 template <int C, int V>
 void Accumulate(const float* x, int64_t x_row, int64_t x_pixel, const float* dy, int64_t dy_pixel,
-                int64_t rows, int64_t columns, float* sums_out, int64_t sums_row) {
+                int64_t rows, int64_t columns, int64_t terms, float* sums_out, int64_t sums_row) {
   Vector sums[C][V] = {};
   for (int64_t i = 0; i < rows; ++i) {
     const float* from = x + i * x_row;
@@ -405,11 +435,12 @@ void Accumulate(const float* x, int64_t x_row, int64_t x_pixel, const float* dy,
   }
 #pragma GCC unroll 16
   for (int c = 0; c < C; ++c)
+    if (c < terms)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      float* to = sums_out + c * sums_row + v * kLanes;
-      Store(to, Load(to) + sums[c][v]);
-    }
+      for (int v = 0; v < V; ++v) {
+        float* to = sums_out + c * sums_row + v * kLanes;
+        Store(to, Load(to) + sums[c][v]);
+      }
 }
 
 template <int width>
@@ -428,30 +459,37 @@ void AccumulateGroups(const float* x, int64_t x_row, int64_t x_pixel, const floa
   }
 }
 
+// Adds to the gradients of `terms` terms of a tap, by all output channels, over some rows.
+void AccumulateWide(const Shape& s, const float* x, int64_t x_row, int64_t x_pixel, int64_t terms,
+                    const float* dy, int64_t rows, float* sums, int64_t sums_row) {
+  bool two = s.out % (2 * kLanes) == 0;
+  int64_t width = two ? 2 * kLanes : kLanes, at_once = two ? kTerms : kLanes;
+  auto accumulate = two ? Accumulate<kTerms, 2> : Accumulate<kLanes, 1>;
+  for (int64_t o = 0; o < s.out; o += width)
+    for (int64_t c = 0; c < terms; c += at_once)
+      accumulate(x + c, x_row, x_pixel, dy + o, s.out, rows, s.out_width, terms - c,
+                 sums + c * sums_row + o, sums_row);
+}
+
 // Adds the gradient of all taps over some rows of one image. sums: [tap][in or narrow][row].
 void AccumulateTaps(const Shape& s, const float* x, int64_t padded_width, const float* dy,
                     int64_t rows, float* sums, int64_t sums_row) {
   int64_t x_row = s.stride * padded_width * s.in, x_pixel = s.stride * s.in;
-  int64_t terms = s.narrow ? s.narrow : s.in;
-  for (int64_t tap = 0; tap < s.k_h * s.k_w; ++tap) {
-    const float* from = x + (tap / s.k_w * padded_width + tap % s.k_w) * s.in;
+  // The taps of a kernel's row are beside each other in thin images: they are one tap's terms.
+  int64_t taps_in_row = s.thin ? 1 : s.k_w, terms = s.narrow ? s.narrow : s.in;
+  if (s.thin) terms *= s.k_w;
+  for (int64_t tap = 0; tap < s.k_h * taps_in_row; ++tap) {
+    const float* from = x + (tap / taps_in_row * padded_width + tap % taps_in_row) * s.in;
     float* to = sums + tap * terms * sums_row;
+    auto groups = [&](auto accumulate) {
+      accumulate(from, x_row, x_pixel, dy, rows, s.out_width, to, sums_row);
+    };
     switch (s.narrow) {
-      case 1: AccumulateGroups<1>(from, x_row, x_pixel, dy, rows, s.out_width, to, sums_row); continue;
-      case 2: AccumulateGroups<2>(from, x_row, x_pixel, dy, rows, s.out_width, to, sums_row); continue;
-      case 4: AccumulateGroups<4>(from, x_row, x_pixel, dy, rows, s.out_width, to, sums_row); continue;
-      case 8: AccumulateGroups<8>(from, x_row, x_pixel, dy, rows, s.out_width, to, sums_row); continue;
-    }
-    if (s.out % (2 * kLanes) == 0) {
-      for (int64_t o = 0; o < s.out; o += 2 * kLanes)
-        for (int64_t c = 0; c < s.in; c += kTerms)
-          Accumulate<kTerms, 2>(from + c, x_row, x_pixel, dy + o, s.out, rows, s.out_width,
-                           to + c * sums_row + o, sums_row);
-    } else {
-      for (int64_t o = 0; o < s.out; o += kLanes)
-        for (int64_t c = 0; c < s.in; c += kLanes)
-          Accumulate<kLanes, 1>(from + c, x_row, x_pixel, dy + o, s.out, rows, s.out_width,
-                            to + c * sums_row + o, sums_row);
+      case 0: AccumulateWide(s, from, x_row, x_pixel, terms, dy, rows, to, sums_row); break;
+      case 1: groups(AccumulateGroups<1>); break;
+      case 2: groups(AccumulateGroups<2>); break;
+      case 4: groups(AccumulateGroups<4>); break;
+      case 8: groups(AccumulateGroups<8>); break;
     }
   }
 }

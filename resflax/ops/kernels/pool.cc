@@ -1,5 +1,5 @@
-// Maximum pooling of NHWC images on a CPU, and its gradient, as custom calls of XLA: each in one pass,
-// by the place of every maximum in its window, which the first gives out beside it.
+// Maximum pooling of NHWC images on a CPU, and its gradient, as custom calls of XLA: each in one
+// pass, by the place of every maximum in its window, which the first gives out beside it.
 
 #include "kernels.h"
 
@@ -107,7 +107,8 @@ ffi::Error MaxPoolGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dy,
   ForEachRow(pool, s.images, s.height, [&](int64_t image, int64_t row) {
     int64_t windows = image * s.out_height * s.out_width * s.channels;
     float* to = result + (image * s.height + row) * s.width * s.channels;
-    int64_t y = row + s.before, first_i = first(y), last_i = std::min(y / s.stride, s.out_height - 1);
+    int64_t y = row + s.before, first_i = first(y);
+    int64_t last_i = std::min(y / s.stride, s.out_height - 1);
     for (int64_t column = 0; column < s.width; ++column) {
       int64_t x = column + s.before, first_j = first(x);
       int64_t last_j = std::min(x / s.stride, s.out_width - 1);
