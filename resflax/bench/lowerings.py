@@ -27,8 +27,6 @@ from resflax.bench import report
 from resflax.bench.rounds import Costs, Entry, Result, measure
 from resflax.ops import conv, direct, native, norm, pool
 
-SAME = ((1, 1), (1, 1))
-
 
 class Operation(NamedTuple):
     """A function of arrays, and the ways to compute it.
@@ -92,6 +90,7 @@ def operations(batch: int) -> Iterator[Operation]:
     for size, channels in ((32, 16), (16, 32), (8, 64)):
         yield _convolution(8 * batch, size, channels, channels, 1, 1)
     yield _convolution(8 * batch, 32, 16, 32, 1, 2)
+    yield _convolution(batch, 224, 3, 64, 1, 2, side=7)
     pointwise: list[conv.Lowering] = ["lax", "dot"]
     if native.usable():
         pointwise.append("native")
@@ -101,7 +100,7 @@ def operations(batch: int) -> Iterator[Operation]:
         yield Operation(f"1x1 convolution, {inputs} to {outputs}, {size} px", arrays, forms)
     pools = {
         name: functools.partial(pool.max_pool, window=3, stride=2, padding=(1, 1), lowering=name)
-        for name in ("lax", "index")
+        for name in ("lax", "index", *(["native"] if native.usable() else []))
     }
     yield Operation("3x3/2 max pool, 64, 112 px", [(batch, 112, 112, 64)], pools)
     for size, channels in ((56, 256), (14, 1024)):
@@ -112,17 +111,17 @@ def operations(batch: int) -> Iterator[Operation]:
 
 
 def _convolution(
-    batch: int, size: int, inputs: int, outputs: int, groups: int, stride: int
+    batch: int, size: int, inputs: int, outputs: int, groups: int, stride: int, side: int = 3
 ) -> Operation:
-    shapes = (batch, size, size, inputs), (3, 3, inputs // groups, outputs)
+    shapes = (batch, size, size, inputs), (side, side, inputs // groups, outputs)
     names: list[conv.Lowering] = ["lax", "blocks"]
-    settings: dict[str, Any] = {"stride": stride, "padding": SAME, "groups": groups}
+    settings: dict[str, Any] = {"stride": stride, "padding": [(side // 2,) * 2] * 2, "groups": groups}
     if direct.supports(*shapes, **settings) and native.available():
         names.append("native")
     forms = {name: functools.partial(conv.conv2d, lowering=name, **settings) for name in names}
     of = f"{groups} groups, " if groups > 1 else ""
     channels = f"{inputs}" if inputs == outputs else f"{inputs} to {outputs}"
-    return Operation(f"3x3/{stride} convolution, {of}{channels}, {size} px", shapes, forms)
+    return Operation(f"{side}x{side}/{stride} convolution, {of}{channels}, {size} px", shapes, forms)
 
 
 def _stock_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array) -> jax.Array:
