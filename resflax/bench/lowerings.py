@@ -115,13 +115,19 @@ def _convolution(
 ) -> Operation:
     shapes = (batch, size, size, inputs), (side, side, inputs // groups, outputs)
     names: list[conv.Lowering] = ["lax", "blocks"]
-    settings: dict[str, Any] = {"stride": stride, "padding": [(side // 2,) * 2] * 2, "groups": groups}
+    settings: dict[str, Any] = {
+        "stride": stride,
+        "padding": [(side // 2,) * 2] * 2,
+        "groups": groups,
+    }
     if direct.supports(*shapes, **settings) and native.available():
         names.append("native")
     forms = {name: functools.partial(conv.conv2d, lowering=name, **settings) for name in names}
     of = f"{groups} groups, " if groups > 1 else ""
     channels = f"{inputs}" if inputs == outputs else f"{inputs} to {outputs}"
-    return Operation(f"{side}x{side}/{stride} convolution, {of}{channels}, {size} px", shapes, forms)
+    return Operation(
+        f"{side}x{side}/{stride} convolution, {of}{channels}, {size} px", shapes, forms
+    )
 
 
 def _stock_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array) -> jax.Array:
