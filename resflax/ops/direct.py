@@ -14,7 +14,7 @@ from resflax.ops import native
 # Narrower ones share a vector of 16.
 _WIDTHS = (16, 32, 64, 128, 256)
 _NARROW = (1, 2, 4, 8)
-# And of photographs, of which there is no gradient with respect to the images.
+# And of photographs: the gradient with respect to them, which training needs not, is XLA's own.
 _THIN = (1, 3, 4)
 
 # Channels of a group from which on Winograd's algorithm is used; measured in docs/performance.md.
