@@ -98,9 +98,12 @@ def operations(batch: int) -> Iterator[Operation]:
         arrays = (batch, size, size, inputs), (1, 1, inputs, outputs)
         forms = {name: functools.partial(conv.conv2d, lowering=name) for name in pointwise}
         yield Operation(f"1x1 convolution, {inputs} to {outputs}, {size} px", arrays, forms)
+    pooled: list[pool.Lowering] = ["lax", "index"]
+    if native.usable():
+        pooled.append("native")
     pools = {
         name: functools.partial(pool.max_pool, window=3, stride=2, padding=(1, 1), lowering=name)
-        for name in ("lax", "index", *(["native"] if native.usable() else []))
+        for name in pooled
     }
     yield Operation("3x3/2 max pool, 64, 112 px", [(batch, 112, 112, 64)], pools)
     for size, channels in ((56, 256), (14, 1024)):

@@ -24,7 +24,7 @@ And what cuDNN does on a GPU:
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -76,46 +76,16 @@ def conv2d(
             f"{groups} groups need input ({c_in}) and output ({c_out}) channels that they divide, "
             f"and a kernel over {c_in}/{groups} channels; its shape is {kernel.shape}."
         )
-    pointwise = kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding))
-    if pointwise:
-        fits_native = product.supports(kernel.shape[2:]) and x.size > 0
-    else:
-        fits_native = direct.supports(
-            x.shape, kernel.shape, stride=stride, padding=padding, groups=groups
-        )
+    padding = tuple((before, after) for before, after in padding)
     if lowering is None:
+        pointwise = _is_pointwise(kernel, padding, groups)
         lowering = _choose_lowering(
             jax.default_backend(),
             pointwise=pointwise,
-            fits_native=fits_native and x.dtype == jnp.float32,
+            fits_native=_fits_native(x, kernel, stride, padding, groups),
             images=c_in <= 4 and stride > 1 and groups == 1 and not pointwise,
         )
-    if lowering == "dot":
-        if not pointwise:
-            raise ValueError("The lowering 'dot' is for 1x1 kernels without padding or groups.")
-        return _dot(*varying.alike(x, kernel), stride)
-    padding = tuple((before, after) for before, after in padding)
-    if lowering == "native":
-        if not fits_native:
-            raise ValueError(
-                f"The lowering 'native' is not for kernels {kernel.shape} of {groups} groups with "
-                f"stride {stride} on images {x.shape}."
-            )
-        if pointwise:
-            return product.multiply(*varying.alike(x[:, ::stride, ::stride, :], kernel[0, 0]))
-        return direct.convolve(*varying.alike(x, kernel), stride, padding, groups)
-    if lowering == "blocks":
-        kernels = _dense_kernels(kernel, groups, num_blocks(c_in, groups))
-        return _blocks(*varying.alike(x, jnp.stack(kernels)), stride, padding)
-    if lowering == "merged":
-        blocks = num_blocks(c_in, groups, most=groups)
-        kernel = jnp.concatenate(_dense_kernels(kernel, groups, blocks), axis=-1)
-        return _lax(x, kernel, stride, padding, blocks)
-    if lowering == "phases":
-        if groups != 1:
-            raise ValueError(f"The lowering 'phases' is not for {groups} groups.")
-        return _over_phases(x, kernel, stride, padding)
-    return _lax(x, kernel, stride, padding, groups)
+    return _LOWERINGS[lowering](x, kernel, stride, padding, groups)
 
 
 def conv2d_by_paths(
@@ -167,6 +137,24 @@ def _choose_lowering(
     return "dot" if pointwise else "blocks"
 
 
+def _is_pointwise(kernel: jax.Array, padding: Padding, groups: int) -> bool:
+    """Whether it is a product of each pixel with a matrix."""
+    return kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding))
+
+
+def _fits_native(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+) -> bool:
+    if x.dtype != jnp.float32:
+        return False
+    if _is_pointwise(kernel, padding, groups):
+        return product.supports(kernel.shape[2:]) and x.size > 0
+    return direct.supports(x.shape, kernel.shape, stride=stride, padding=padding, groups=groups)
+
+
+# What follows is a function for each lowering, of what conv2d takes.
+
+
 def _lax(
     x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int = 1
 ) -> jax.Array:
@@ -180,8 +168,34 @@ def _lax(
     )
 
 
-def _over_phases(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+def _native(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+) -> jax.Array:
+    if not _fits_native(x, kernel, stride, padding, groups):
+        raise ValueError(
+            f"The lowering 'native' is not for kernels {kernel.shape} of {groups} groups with "
+            f"stride {stride} on {x.dtype} images {x.shape}."
+        )
+    if _is_pointwise(kernel, padding, groups):
+        return product.multiply(*varying.alike(x[:, ::stride, ::stride, :], kernel[0, 0]))
+    return direct.convolve(*varying.alike(x, kernel), stride, padding, groups)
+
+
+def _merged(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+) -> jax.Array:
+    """One convolution of wider groups."""
+    blocks = num_blocks(x.shape[-1], groups, most=groups)
+    kernel = jnp.concatenate(_dense_kernels(kernel, groups, blocks), axis=-1)
+    return _lax(x, kernel, stride, padding, blocks)
+
+
+def _over_phases(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+) -> jax.Array:
     """A convolution of stride 1 over the phases, of a kernel whose taps are put alike."""
+    if groups != 1:
+        raise ValueError(f"The lowering 'phases' is not for {groups} groups.")
     # Zeros before the kernel, as many as it takes for each window to begin at a first phase.
     shifts = [-before % stride for before, _ in padding]
     fill = [
@@ -200,6 +214,14 @@ def _over_phases(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding)
     lacking = ((0, 0), (0, 0), (0, 0), (0, -pixels.shape[-1] % 8))
     pixels, taps = jnp.pad(pixels, lacking), jnp.pad(taps, lacking)
     return _lax(pixels, taps.transpose(1, 2, 3, 0), 1, sides)
+
+
+def _as_product(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+) -> jax.Array:
+    if not _is_pointwise(kernel, padding, groups):
+        raise ValueError("The lowering 'dot' is for 1x1 kernels without padding or groups.")
+    return _dot(*varying.alike(x, kernel), stride)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -231,6 +253,13 @@ def _product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     # axes. Sums in float32, as convolutions have; the CPU backend would add bfloat16 in bfloat16.
     y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], preferred_element_type=jnp.float32)
     return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def _in_blocks(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int
+) -> jax.Array:
+    kernels = _dense_kernels(kernel, groups, num_blocks(x.shape[-1], groups))
+    return _blocks(*varying.alike(x, jnp.stack(kernels)), stride, padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -277,6 +306,16 @@ def _blocks_backward(
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+_LOWERINGS: dict[Lowering, Callable[..., jax.Array]] = {
+    "lax": _lax,
+    "blocks": _in_blocks,
+    "dot": _as_product,
+    "native": _native,
+    "merged": _merged,
+    "phases": _over_phases,
+}
 
 
 def _phase_gradient(
