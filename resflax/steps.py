@@ -87,8 +87,7 @@ def train_step(
     }
     squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
     grad_norm = jnp.sqrt(jnp.sum(squares))
-    # The gradient too: it spoils the parameters one step before the loss shows it, or for good
-    # behind a ReLU that turns NaN into zero.
+    # The gradient too: it spoils the parameters one step before the loss shows it.
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     old = {name: getattr(state, name) for name in new}
     kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

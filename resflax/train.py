@@ -143,7 +143,7 @@ def train_and_evaluate(
             pending, is_best = None, False
             if evaluates:
                 results = evaluate(state.eval_variables)
-                is_best = results["top1"] > best[1]
+                is_best = results["top1"] >= best[1]  # the latest of equals, as restore takes
                 if is_best:
                     best = step, results["top1"]
                 progress.evaluation(step, results, is_best, len(dataset.bad))

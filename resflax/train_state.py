@@ -15,7 +15,7 @@ PyTree = Any
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state between two training steps; a checkpoint holds exactly its leaves.
+    """The state between two training steps; a checkpoint holds its leaves except `skipped`.
 
     Attributes:
       step: updates made so far, int32 [].
@@ -24,6 +24,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: of the optimizer.
       ema: exponential moving averages of 'params' and 'batch_stats', or None.
       key: random key of the run; the step's number is folded in, so that it never changes.
+      skipped: number of updates skipped so far for a loss or gradient that is not finite, int32 [].
       apply_fn: the network's `apply`.
       tx: the optimizer.
       loops: what of the variables is packed (see models.repeat); unpacked in a checkpoint.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models import checks, layers
-from resflax.ops import lrn, pool
+from resflax.ops import activation, lrn, pool
 
 # Side of the kernel of each convolution, and which of them a 3x3/2 max-pool follows.
 KERNEL_SIZES = (11, 5, 3, 3, 3)
@@ -94,7 +94,7 @@ class AlexNet(nn.Module):
         for i, (filters, size) in enumerate(zip(self.widths, KERNEL_SIZES, strict=True), start=1):
             name = f"conv{i}"
             x = conv(filters, size, **self._conv_settings(name), name=name)(x)
-            x = outputs[name] = nn.relu(x)
+            x = outputs[name] = activation.relu(x)
             x = lrn.local_response_norm(x) if self.lrn and i <= 2 else x
             x = pool.max_pool(x, 3, 2, (0, 0)) if name in POOLED else x
         x = pool.adaptive_avg_pool(x, MAP_SIZE).reshape(x.shape[0], -1)
@@ -102,7 +102,7 @@ class AlexNet(nn.Module):
             x = self._drop(name, x, train)
             bias_init = self._bias_init(name)
             x = dense(self.fc_units, bias_init=bias_init, dtype=self.dtype, name=name)(x)
-            x = outputs[name] = nn.relu(x)
+            x = outputs[name] = activation.relu(x)
         x = self._drop("head", x, train)
         outputs["logits"] = dense(self.num_classes, dtype=jnp.float32, name="head")(x)
         return outputs if features else outputs["logits"]

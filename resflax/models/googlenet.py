@@ -21,7 +21,7 @@ from resflax.models.inception import (
     run,
 )
 from resflax.models.layers import torch_uniform
-from resflax.ops import pool
+from resflax.ops import activation, pool
 from resflax.ops.lrn import local_response_norm
 
 # The paper gives no constants; these are those of Caffe's GoogLeNet.
@@ -142,7 +142,7 @@ class GoogLeNetAux(nn.Module):
             x = pool.adaptive_avg_pool(x, self.size)
         x = run((Conv(128),), x, self.layers)
         x = x.reshape(len(x), -1).astype(jnp.float32)
-        x = nn.relu(nn.Dense(1024, kernel_init=torch_uniform, name="hidden")(x))
+        x = activation.relu(nn.Dense(1024, kernel_init=torch_uniform, name="hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)
         return nn.Dense(self.num_classes, kernel_init=torch_uniform, name="head")(x)
 

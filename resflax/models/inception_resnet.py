@@ -23,6 +23,7 @@ from resflax.models.inception import (
     concatenate,
     mixed,
 )
+from resflax.ops import activation
 
 Branches = tuple[Branch, ...]
 
@@ -54,7 +55,7 @@ class ResidualInception(nn.Module):
         if self.layers.gate is not None:
             y = self.layers.gate(name="se")(y)
         y = x + self.scale * y
-        return nn.relu(y) if self.act else y
+        return activation.relu(y) if self.act else y
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resflax.ops import activation, pool
 from resflax.ops import conv as conv_ops
 from resflax.ops import norm as norm_ops
-from resflax.ops import pool
 from resflax.ops.norm import Activations, Affine
 
 # A layer or block constructor with its settings already bound by functools.partial.
@@ -124,7 +124,7 @@ class SqueezeExcite(nn.Module):
         """Float32, of the shape of `squeezed`."""
         units = gate_units(channels, self.reduction, self.divisor)
         dense = functools.partial(nn.Dense, use_bias=self.bias, kernel_init=he_normal)
-        hidden = nn.relu(dense(units, name="squeeze")(squeezed))
+        hidden = activation.relu(dense(units, name="squeeze")(squeezed))
         return GATES[self.gate](dense(channels, name="excite")(hidden))
 
 
@@ -231,7 +231,9 @@ def _statistics(
     mean, square = jnp.mean(means, axis=0), jnp.mean(squares, axis=0)
     if axis_name is not None:
         mean, square = lax.pmean((mean, square), axis_name)
-    return mean, jnp.maximum(square - jnp.square(mean), 0.0)
+    variance = square - jnp.square(mean)
+    # Rounding may leave less than nothing. Not jnp.maximum, which may lose NaN.
+    return mean, jnp.where(variance < 0, 0.0, variance)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -306,12 +308,12 @@ INITS: dict[str, nn.initializers.Initializer] = {
 
 SQUEEZES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "avg": pool.global_avg_pool,
-    "max": lambda x: jnp.max(x, axis=(1, 2)).astype(jnp.float32),
+    "max": pool.global_max_pool,
     "none": lambda x: x.astype(jnp.float32),
 }
 
 GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": nn.sigmoid,
     "tanh": nn.tanh,
-    "relu": nn.relu,
+    "relu": activation.relu,
 }

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models import checks, layers
-from resflax.ops import pool
+from resflax.ops import activation, pool
 
 # Side of the first kernel of each block; the others are 1x1.
 KERNEL_SIZES = (5, 5, 3)
@@ -94,7 +94,7 @@ class Block(nn.Module):
         """[N, H, W, C] -> [N, H, W, widths[-1]]."""
         for i, filters in enumerate(self.widths, start=1):
             size = self.kernel_size if i == 1 else 1
-            x = nn.relu(self.conv(filters, size, name=f"conv{i}")(x))
+            x = activation.relu(self.conv(filters, size, name=f"conv{i}")(x))
         return x
 
 
@@ -107,7 +107,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> float32 [N, num_classes], not negative."""
-        return pool.global_avg_pool(nn.relu(self.conv(self.num_classes, name="conv")(x)))
+        return pool.global_avg_pool(activation.relu(self.conv(self.num_classes, name="conv")(x)))
 
 
 def _ceil_avg_pool(x: jax.Array) -> jax.Array:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from resflax.models import checks, layers
+from resflax.ops import activation, pool
 from resflax.ops import norm as norm_ops
-from resflax.ops import pool
 
 # Convolutions in each stage, by depth (Table 1: configurations A, B, D and E).
 DEPTHS: dict[int, tuple[int, ...]] = {
@@ -117,7 +117,9 @@ class VGG(nn.Module):
             x = pool.max_pool(x, 2, 2, (0, 0))
         x = self._fc6_inputs(x)
         for name in ("fc6", "fc7"):
-            x = outputs[name] = nn.relu(dense(self.fc_units, dtype=self.dtype, name=name)(x))
+            x = outputs[name] = activation.relu(
+                dense(self.fc_units, dtype=self.dtype, name=name)(x)
+            )
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{name}")(x)
         # The classifier is linear: the mean of its scores is the score of the mean.
         x = pool.global_avg_pool(x) if self.dense_evaluation else x

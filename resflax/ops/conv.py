@@ -341,8 +341,19 @@ def _phase_gradient(
         start + n + k - 1 - outputs
         for start, n, k, outputs in zip(starts, pixels, taps.shape[1:3], dy.shape[1:3], strict=True)
     ]
-    sides = tuple((-start, end) for start, end in zip(starts, ends, strict=True))
+    dy, sides = _cropped(dy, [(-start, end) for start, end in zip(starts, ends, strict=True)])
     return _blocks(dy, jnp.swapaxes(taps[:, ::-1, ::-1], 3, 4), 1, sides)
+
+
+def _cropped(x: jax.Array, sides: Padding) -> tuple[jax.Array, Padding]:
+    """The images without the pixels that a negative padding takes away, and the padding left.
+
+    On a CPU the convolution that is fastest there (see runtime.configure) reads beyond the images
+    where a padding is negative (jaxlib 0.10.2).
+    """
+    (top, bottom), (left, right) = (tuple(max(-p, 0) for p in side) for side in sides)
+    x = x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
+    return x, tuple((max(before, 0), max(after, 0)) for before, after in sides)
 
 
 def _kernel_gradient(
@@ -352,14 +363,16 @@ def _kernel_gradient(
     image, out = x.shape[1:3], dy.shape[1:3]
     # How far the strided windows reach over the image; what is beyond the last one has no gradient.
     reach = [stride * (n - 1) + 1 for n in out]
+    sides = [
+        (p[0], r + k - 1 - n - p[0])
+        for p, n, k, r in zip(padding, image, window, reach, strict=True)
+    ]
+    x, sides = _cropped(x, sides)
     dkernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
         dy.transpose(1, 2, 0, 3),
         window_strides=(1, 1),
-        padding=[
-            (p[0], r + k - 1 - n - p[0])
-            for p, n, k, r in zip(padding, image, window, reach, strict=True)
-        ],
+        padding=sides,
         rhs_dilation=(stride, stride),
         dimension_numbers=_NHWC,
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from resflax.ops import native, varying
+from resflax.ops import activation, native, varying
 
 
 class Affine(NamedTuple):
@@ -70,10 +70,13 @@ def value(y: Activations) -> jax.Array:
 
 
 def relu(y: Activations) -> jax.Array:
-    """max(y, 0). The backward pass needs `y`'s images and at most the result, not the sum."""
+    """max(y, 0), where NaN stays NaN.
+
+    The backward pass needs `y`'s images and at most the result, not the sum.
+    """
     if isinstance(y, Affine):
         return _computed(y, rectify=True)
-    return jax.nn.relu(y)
+    return activation.relu(y)
 
 
 def add(shortcut: Activations, y: Activations) -> Activations:
@@ -131,7 +134,7 @@ def _affine(
     y = x.astype(jnp.float32) * scale[:, None, None, :] + shift[:, None, None, :]
     if residual is not None:
         y += residual.astype(jnp.float32)
-    y = (jnp.maximum(y, 0.0) if rectify else y).astype(x.dtype)
+    y = (activation.relu(y) if rectify else y).astype(x.dtype)
     # Else XLA computes each block's sum anew out of those of all blocks before it in a stage.
     return y if residual is None else lax.optimization_barrier(y)
 

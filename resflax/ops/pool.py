@@ -36,8 +36,9 @@ def max_pool(
       padding: pixels before and after, in both directions. (1, 1) is PyTorch's 3x3/2 pool; (0, 1)
         is Caffe's, which rounds the output size up.
       value: of these pixels; 0 in Keras, whose padding is a layer of its own.
-      lowering: of the gradient, which goes to the first of equal maxima: 'lax' (XLA's own),
-        'index' (by the place of each maximum in its window, kept from the forward pass), 'native'
+      lowering: of the gradient, which goes to the first of equal maxima: 'lax' (XLA's own, whose
+        value may lose NaN on a CPU), 'index' (by the place of each maximum in its window, kept
+        from the forward pass; NaN stays NaN), 'native'
         (likewise, by compiled kernels for a CPU: float32, channels in sixteens), or None: the
         fastest known for the platform, where it is available.
 
@@ -74,7 +75,9 @@ def _max(x: jax.Array, window: int, stride: int) -> jax.Array:
     )
 
 
-_max_by_index = jax.custom_vjp(_max, nondiff_argnums=(1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_by_index(x: jax.Array, window: int, stride: int) -> jax.Array:
+    return _max_forward(x, window, stride)[0]
 
 
 def _max_forward(
@@ -87,8 +90,10 @@ def _max_forward(
     for k in range(1, window**2):
         top, left = divmod(k, window)
         pixels = x[:, top : top + reach[0] : stride, left : left + reach[1] : stride]
-        place = jnp.where(pixels > best, jnp.uint8(k), place)
-        best = jnp.maximum(best, pixels)
+        # Not a maximum of XLA, which may lose NaN on a CPU: see activation.relu.
+        better = (pixels > best) | jnp.isnan(pixels)
+        place = jnp.where(better, jnp.uint8(k), place)
+        best = jnp.where(better, pixels, best)
     return best, (place, x.shape[1:3])
 
 
@@ -222,6 +227,13 @@ def _window_means(pixels: int, size: int) -> jax.Array:
     start, end = window * pixels // size, -(-(window + 1) * pixels // size)
     inside = (pixel >= start) & (pixel < end)
     return inside / (end - start)
+
+
+def global_max_pool(x: jax.Array) -> jax.Array:
+    """Maximum over the positions, NaN where any is NaN: [N, H, W, C] -> float32 [N, C]."""
+    # XLA's maximum may lose NaN on a CPU: see activation.relu.
+    spoilt = jnp.any(jnp.isnan(x), axis=(1, 2))
+    return jnp.where(spoilt, jnp.nan, jnp.max(x, axis=(1, 2))).astype(jnp.float32)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:

@@ -104,7 +104,8 @@ ffi::Error MomentsGradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> dx, ffi::
   return ffi::Error::Success();
 }
 
-// scale * x + shift (+ residual), with [1 or N, C] of scale and shift; max(, 0) where `rectified`.
+// scale * x + shift (+ residual), with [1 or N, C] of scale and shift; max(, 0) where `rectified`,
+// which keeps NaN.
 template <bool added, bool rectified>
 void Map(const ffi::ThreadPool& pool, const Shape& s, const float* x, const float* scale,
          const float* shift, int64_t coefficients, const float* residual, float* y) {
@@ -113,7 +114,7 @@ void Map(const ffi::ThreadPool& pool, const Shape& s, const float* x, const floa
     int64_t i = image * coefficients + c;
     Vector sum = LoadOnce(x + at) * Load(scale + i) + Load(shift + i);
     if (added) sum += LoadOnce(residual + at);
-    if (rectified) sum = sum > 0.0f ? sum : Vector{};
+    if (rectified) sum = sum < 0.0f ? Vector{} : sum;
     StoreOnce(y + at, sum, streamed);
   });
 }
