@@ -1,28 +1,116 @@
-"""Eight host devices, made before jax is imported, so that every test can share them.
+"""The devices of a test session, and the caches that all test processes share.
 
-Most of a test's time is XLA's compiler, so it optimises less than it would for a user; the runs in
-processes of their own compile as a user's do. On a busy machine eight devices may have to wait for
-each other for longer than XLA, which then ends the process, does by itself.
+RESFLAX_TEST_DEVICES is the number of host devices. Unless it is set, `pytest` starts a session with
+one device, as the command lines have on a CPU, with compiled kernels; and after it one with eight,
+of the tests that are marked `devices(8)` or `devices(1, 8)`.
+
+Most of a test's time is XLA's compiler, so it optimises less than it would for a user, unless
+XLA_FLAGS says how much. Runs in processes of their own compile as a user's do.
+
+Compiled programs and kernels are kept in .pytest_cache/resflax, for the next session too.
 """
 
+import collections
+import fcntl
 import os
-import tempfile
+import pathlib
+import subprocess
+import sys
 
+_ENVIRONMENT = dict(os.environ)
+_VARIABLE = "RESFLAX_TEST_DEVICES"
+_DEVICES = int(os.environ.get(_VARIABLE, "1"))
+_CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "resflax"
+_CACHE.mkdir(parents=True, exist_ok=True)
+
+os.environ["XDG_CACHE_HOME"] = str(_CACHE)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["XLA_FLAGS"] = " ".join(
     [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
+        f"--xla_force_host_platform_device_count={_DEVICES}",
         "--xla_backend_optimization_level=0",
+        # On a busy machine devices may have to wait for each other for longer than the 40 seconds
+        # after which XLA ends the process.
         "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+        os.environ.get("XLA_FLAGS", ""),
     ]
 )
 
-import jax
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
-# What processes of their own compile they share, and leave out of the user's cache. Named after
-# jax has read its environment: this process compiles in another way, and keeps nothing.
-_CACHE = tempfile.TemporaryDirectory(prefix="resflax-test-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+from resflax import runtime  # noqa: E402
+from resflax.ops import native  # noqa: E402
+
+runtime.configure()
 
 # A silent broadcast over ranks is a bug more often than a wish.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_OTHERS = pytest.StashKey[bool]()  # whether tests were selected that want eight devices
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles the kernels, in the first process that comes here."""
+    config.stash[_OTHERS] = False
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        with (_CACHE / "kernels.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            native.available()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the cases that are long, and leaves out the tests of other numbers of devices."""
+    chosen, left_out = [], []
+    cases = collections.Counter()
+    for item in items:
+        function = item.nodeid.split("[")[0]
+        first = item.get_closest_marker("first")
+        if first and cases[function] >= first.args[0]:
+            item.add_marker(pytest.mark.long)
+        cases[function] += 1
+        mark = item.get_closest_marker("devices")
+        devices = mark.args if mark else (1,)
+        if mark and mark.kwargs.get("long") == _DEVICES:
+            item.add_marker(pytest.mark.long)
+        (chosen if _DEVICES in devices else left_out).append(item)
+        config.stash[_OTHERS] |= 8 in devices
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = chosen
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tells the process that distributes the tests what was selected here."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["others"] = session.config.stash[_OTHERS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """Takes note of what was selected in a process that has ended."""
+    node.config.stash[_OTHERS] |= getattr(node, "workeroutput", {}).get("others", False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config):
+    """Runs the session, and after it the one with eight devices."""
+    code = yield
+    if hasattr(config, "workerinput") or _VARIABLE in _ENVIRONMENT:
+        return code
+    goes_on = (
+        (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if config.option.maxfail
+        else (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.NO_TESTS_COLLECTED,
+            pytest.ExitCode.TESTS_FAILED,
+        )
+    )
+    if code not in goes_on or not config.stash.get(_OTHERS, False):
+        return code
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "pytest", *config.invocation_params.args]
+    eight = subprocess.run(command, env=_ENVIRONMENT | {_VARIABLE: "8"}, check=False).returncode
+    return code if code == pytest.ExitCode.TESTS_FAILED else eight

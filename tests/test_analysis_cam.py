@@ -11,7 +11,7 @@ from resflax.analysis.class_maps import Maps
 from resflax.analysis.result import NothingError
 from resflax.models import create_model
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.devices(1, 8, long=8)
 
 CLASSES = 5
 
@@ -50,6 +50,7 @@ def logits(model, variables, images):
     return np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", SMALL)
 def test_a_map_averages_to_the_logit(name):
     model, variables, images = network(*SMALL[name], size=64 if name == "vgg" else 16)
@@ -63,6 +64,7 @@ def test_a_map_averages_to_the_logit(name):
         assert (maps.activation.std(axis=(1, 2)) > 0).all()
 
 
+@pytest.mark.long
 def test_a_map_of_half_precision_averages_to_the_logit():
     name, overrides = SMALL["preact"]
     model, variables, images = network(name, {**overrides, "dtype": jnp.bfloat16})
@@ -83,6 +85,7 @@ def test_grad_cam_of_the_last_map_is_the_positive_part_of_the_class_activation_m
     np.testing.assert_array_equal(same.gradient, maps.gradient)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "stage", "behind"),
     [
@@ -122,6 +125,7 @@ def test_grad_cam_of_a_stage(name, stage, behind, chosen):
     np.testing.assert_allclose(maps.gradient, expected, rtol=1e-3, atol=1e-3 * expected.max())
 
 
+@pytest.mark.long
 def test_the_maps_of_another_class():
     """Of the last map, both are sums weighted by that class's column."""
     model, variables, images = network(*SMALL["resnet"])

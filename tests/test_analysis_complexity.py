@@ -10,7 +10,7 @@ from resflax.analysis import accuracy, bars, blocks, complexity, gates
 from resflax.analysis.subject import untrained
 from resflax.models import count, create_model
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.devices(1, 8, long=8)
 
 SHAPE = (224, 224, 3)
 
@@ -29,6 +29,7 @@ def test_the_stages_add_up_to_the_published_network():
     assert total.se_params == total.se_macs == 0
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["resnet50", "vgg16_bn", "inception_v3"])
 def test_the_share_of_squeeze_excite_is_what_it_adds(name):
     plain, gated = table(name)[-1], table(f"se_{name}")[-1]
@@ -37,6 +38,7 @@ def test_the_share_of_squeeze_excite_is_what_it_adds(name):
     assert gated.se_params > 0
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
@@ -76,6 +78,7 @@ def test_blocks_of_equal_cost_are_those_of_the_papers():
     assert choices["basic"].network == count(create_model("resnet34"), SHAPE)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "own"),
     [

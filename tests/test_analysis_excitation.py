@@ -12,7 +12,7 @@ from resflax.analysis.result import NothingError
 from resflax.analysis.subject import untrained
 from resflax.models import create_model, layers
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.devices(1, 8, long=8)
 
 CLASSES = 4
 
@@ -36,6 +36,7 @@ def recorded(model, variables, images):
     return {name: np.asarray(p.output) for name, p in apply(variables, images)[1].items()}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("size", [8, 3])
 def test_statistics_are_those_of_the_gates(size):
     model, variables, images, labels = network()
@@ -122,6 +123,7 @@ def test_what_has_no_gates_is_said():
         excitation.run([subject], argparse.Namespace())
 
 
+@pytest.mark.long
 def test_run(tmp_path):
     subject = untrained(
         "cifar_resnet20", {"depth": 8, "num_filters": 4, "se_reduction": 2}, images=12, size=16

@@ -11,7 +11,7 @@ import pytest
 from resflax import figures, metrics
 from resflax.analysis import landscape, subject
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.devices(1, 8, long=8)
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,7 @@ def loss_of(network, params, images, labels):
     return metrics.cross_entropy(logits, labels).mean()
 
 
+@pytest.mark.long
 def test_filters_of_a_direction_have_the_norms_of_the_networks(network):
     params = network.variables["params"]
     found = landscape.direction(params, 0)

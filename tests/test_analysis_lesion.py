@@ -13,7 +13,7 @@ from resflax.analysis import lesion, lesions, order, subject
 from resflax.analysis.result import NothingError
 from resflax.models import create_model
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.devices(1, 8, long=8)
 
 
 def make(depth=14, **overrides):
@@ -38,6 +38,7 @@ def kept(names, deleted=()):
 BLOCKS = [f"stage{stage}_block{number}" for stage in (2, 3, 4) for number in (1, 2)]
 
 
+@pytest.mark.long
 def test_a_lesion_of_nothing_is_the_evaluation(network):
     images, _ = next(network.batches(8))
     logits = jax.jit(lesions.lesioned(network.model))(network.variables, images, kept(BLOCKS))
@@ -47,6 +48,7 @@ def test_a_lesion_of_nothing_is_the_evaluation(network):
     assert found[0].top1 == 1.0
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("unit", ["original", "full_preact"])
 def test_a_deleted_block_is_one_whose_branch_gives_nothing(unit):
     network = make(unit=unit)
@@ -92,6 +94,7 @@ def test_measure(network):
     assert [x.top1 for x in parts] == pytest.approx([x.top1 for x in found])
 
 
+@pytest.mark.long
 def test_rates_of_stochastic_depth_stand_beside_the_drops():
     network = make(drop_path=0.5)
     found = lesions.measure(network.model, network.variables, list(network.batches(48)), draws=1)
@@ -111,6 +114,7 @@ def test_a_network_without_residual_blocks_is_refused():
     assert not any(name.startswith("inception") for name in str(caught.value).split())
 
 
+@pytest.mark.long
 def test_a_plain_block_behind_a_wide_stem_can_be_deleted():
     network = make(depth=8, shortcut="none", stem_filters=16)
     images, _ = next(network.batches(4))

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from small import config as small_config
+from plain import config as plain_config
 
 import resflax
 from resflax.analysis import signal, taps, units
@@ -14,20 +14,20 @@ from resflax.config import build_model
 from resflax.data import sources
 from resflax.train import train_and_evaluate
 
-pytestmark = pytest.mark.once
-
 
 def looks(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "analysis/step" in line]
 
 
-@pytest.mark.parametrize(("mode", "depth"), [("shard_map", 20), ("pmap", 8)])
+@pytest.mark.long
+@pytest.mark.devices(8)
+@pytest.mark.parametrize(("mode", "depth"), [("shard_map", 14), ("pmap", 8)])
 def test_a_run_looks_at_its_blocks(tmp_path, mode, depth):
     overrides = {"analysis.every": 2, "log.every_steps": 1, "parallel.mode": mode}
     overrides |= {"model.name": "cifar_resnet20", "model.depth": depth, "model.num_filters": 4}
     overrides |= {"model.cardinality": None, "model.base_width": None, "model.scan": 2}
-    config = small_config(**overrides, **{"train.epochs": 2.0})
+    config = plain_config(**overrides, **{"train.epochs": 2.0})
     train_and_evaluate(config, tmp_path)
     found = looks(tmp_path)
     steps = [line["analysis/step"] for line in found]
@@ -46,7 +46,7 @@ def test_a_run_looks_at_its_blocks(tmp_path, mode, depth):
 
 
 def test_the_numbers_are_those_of_the_analyses():
-    config = small_config()
+    config = plain_config(**{"model.se_reduction": 2})
     dataset = sources.load(config.data)
     model = build_model(config, 10)
     images = jax.numpy.zeros((1, *dataset.description.image_shape))
@@ -71,7 +71,7 @@ def test_the_numbers_are_those_of_the_analyses():
 
 
 def test_units_of_sigmoids_saturate():
-    config = small_config(**{"model.act": "sigmoid"})
+    config = plain_config(**{"model.act": "sigmoid"})
     dataset = sources.load(config.data)
     model = build_model(config, 10)
     images = jax.numpy.zeros((1, *dataset.description.image_shape))

@@ -9,7 +9,7 @@ from tiny import network
 from resflax.analysis import responses
 from resflax.analysis.subject import untrained
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.devices(1, 8, long=8)
 
 
 def measured(model, variables, *batches):

@@ -15,6 +15,8 @@ from resflax import analyze, metrics
 from resflax.analysis import signal, subject, taps
 from resflax.models import create_model
 
+pytestmark = pytest.mark.devices(1, 8, long=8)
+
 
 def make(seed=0, depth=20, **overrides):
     return subject.untrained(
@@ -49,6 +51,7 @@ def without_branches(variables):
     return {**variables, "params": jax.tree_util.tree_map_with_path(clear, variables["params"])}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_a_scaled_shortcut_carries_its_scale_to_the_power_of_the_blocks(scale):
     network = make(
@@ -59,6 +62,7 @@ def test_a_scaled_shortcut_carries_its_scale_to_the_power_of_the_blocks(scale):
     np.testing.assert_allclose(changes(signals), scale, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_sigmoid_plain_net_vanishes_and_shortcuts_and_norms_prevent_it():
     plain = measured(make(shortcut="none", norm="none", act="sigmoid"))
     residual = measured(make(shortcut="B", act="sigmoid", unit="full_preact"))
@@ -115,6 +119,7 @@ def test_a_gradient_agrees_with_finite_differences():
     assert found == pytest.approx(float(norms.mean()), rel=1e-4)
 
 
+@pytest.mark.long
 def test_clipping_scales_the_gradients_of_all_parameters_alike():
     network = make(depth=8)
     images, labels = next(network.batches(8))
@@ -168,7 +173,8 @@ def test_factor(values, factor):
     assert signal.factor(values) == pytest.approx(factor, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", ["densenet121", "googlenet", "vgg11"])
+@pytest.mark.first(1)
+@pytest.mark.parametrize("name", ["vgg11", "googlenet", "densenet121"])
 def test_the_parts_of_other_families(name):
     model = create_model(name)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)

@@ -11,7 +11,7 @@ from resflax.analysis.result import NothingError
 from resflax.analysis.subject import untrained
 from resflax.models import create_model
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.devices(1, 8, long=8)
 
 
 def counted(model, variables, images, size=6):
@@ -68,6 +68,7 @@ def test_batches_of_any_size_give_the_same():
         assert (one.closed, one.open) == pytest.approx((other.closed, other.open), abs=1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("act", ["sigmoid", "tanh"])
 def test_sigmoids_saturate(act):
     model, variables, images = network(act=act)
@@ -80,6 +81,7 @@ def test_sigmoids_saturate(act):
     assert other < 0.2
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 def test_sums_without_an_activation_are_no_units(shortcut):
     # A projection reads what the first convolution reads.
@@ -102,6 +104,7 @@ def test_gates_of_both_kinds():
     assert (found["stage3_block1"].gates, found["stage3_block1"].closed) == (8, 1.0)
 
 
+@pytest.mark.long
 def test_a_network_of_maps_in_rows_counts_channels():
     model = create_model("alexnet", num_classes=3, fc_units=8)
     images = jax.random.normal(jax.random.key(1), (2, 96, 96, 3))
@@ -120,6 +123,7 @@ def test_what_neither_dies_nor_saturates_is_said():
         units.run([subject], argparse.Namespace())
 
 
+@pytest.mark.long
 def test_run_has_a_row_a_block_and_no_empty_columns(tmp_path):
     relu, gated = (
         untrained("cifar_resnet20", {"depth": 8, "num_filters": 4, **more}, images=4, size=16)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from small import config as small_config
+from plain import config as plain_config
 
 from resflax import analyze
 from resflax.analysis import lesions
@@ -40,6 +40,7 @@ def test_every_combination_of_values_is_a_network(tmp_path, capsys):
     assert "signal.csv, signal.png" in said
 
 
+@pytest.mark.long
 def test_networks_of_one_name_are_told_apart(tmp_path):
     arguments = ("signal", *("--model", "cifar_resnet20") * 2, *SMALL, "--batch", "4")
     analyze.main([*arguments, "--out", str(tmp_path)])
@@ -76,24 +77,27 @@ def test_what_cannot_be_is_said_in_a_line(arguments, said, capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_other_images(tmp_path):
     data = ("--data", "source=digits", "--data", "image_size=16")
     one = analyze.subject.untrained(
-        "cifar_resnet20", {"depth": 8}, images=40, data={"source": "digits", "image_size": 16}
+        "cifar_resnet20",
+        {"depth": 8, "num_filters": 4},
+        images=40,
+        data={"source": "digits", "image_size": 16},
     )
     assert one.images.shape == (40, 16, 16, 1)
     assert len(set(one.labels)) > 5
     assert one.description.label_names == tuple("0123456789")
     arguments = ("signal", "--model", "cifar_resnet20", "--set", "depth=8", "--images", "4", *data)
+    arguments = (*arguments, "--set", "num_filters=4")
     assert analyze.main([*arguments, "--out", str(tmp_path)]) == 0
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "small"
-    overrides = {"model.name": "cifar_resnet20", "model.depth": 8, "model.num_filters": 4}
-    overrides |= {"model.cardinality": None, "model.base_width": None, "train.epochs": 1.0}
-    train_and_evaluate(small_config(**overrides), workdir)
+    train_and_evaluate(plain_config(**{"train.epochs": 1.0, "model.se_reduction": 4}), workdir)
     return workdir
 
 
@@ -124,6 +128,7 @@ def test_a_run_with_images_of_other_channels_or_classes(run, tmp_path, capsys):
     )
 
 
+@pytest.mark.long
 def test_of_ten_crops_the_middle_one_is_looked_at(tmp_path):
     rng = np.random.default_rng(0)
     for split, label, i in itertools.product(("train", "val"), "ab", range(4)):
@@ -133,7 +138,7 @@ def test_of_ten_crops_the_middle_one_is_looked_at(tmp_path):
     data = {"source": "folder", "folder.path": str(tmp_path / "images"), "eval_resize": 24}
     overrides = {f"data.{k}": v for k, v in data.items()} | {"data.test_crops": 10}
     overrides |= {"train.batch_size": 8, "train.epochs": 1.0, "eval.batch_size": 8}
-    train_and_evaluate(small_config(**overrides), tmp_path / "run")
+    train_and_evaluate(plain_config(**overrides), tmp_path / "run")
     one = analyze.subject.from_run(tmp_path / "run", images=4)
     assert one.images.shape == (4, 16, 16, 3)
     whole = np.asarray(Image.open(tmp_path / "images" / "val" / "a" / "0.png"))

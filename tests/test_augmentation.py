@@ -85,6 +85,7 @@ def test_other_augmentation_does_not_change_what_crops_and_flips_draw():
         np.testing.assert_allclose(factors, factors[0], rtol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_depends_on_its_own_key_alone(channels):
     images = jnp.asarray(pictures(6, channels=channels))

@@ -19,8 +19,6 @@ from resflax.bench import capacity, ours, peers, report, roofline, rounds, stock
 from resflax.bench.case import Case
 from resflax.bench.rounds import Costs, Entry, Result
 
-pytestmark = pytest.mark.once
-
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 
@@ -118,6 +116,7 @@ def test_ratio_of_a_single_measurement_has_no_spread():
 # --- roofline ------------------------------------------------------------------------------------
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["resnet18", "se_resnext50_32x4d", "densenet121", "vgg11"])
 def test_roofline_has_the_multiply_adds_of_the_count(name):
     model = resflax.create_model(name)
@@ -144,6 +143,7 @@ def test_roofline_of_a_network_by_hand():
     assert roofline.bound(case, only_memory) == num_bytes
 
 
+@pytest.mark.long
 def test_roofline_of_published_bottlenecks():
     """ResNet-50 in bfloat16: 333 MB an image, and 24.3 GFLOP where memory costs nothing."""
     case = Case("resnet50", resflax.create_model("resnet50", dtype=jnp.bfloat16), 224, 1, "train")
@@ -153,6 +153,7 @@ def test_roofline_of_published_bottlenecks():
     assert roofline.bound(case, only_arithmetic) == pytest.approx(24.3, rel=0.003)
 
 
+@pytest.mark.long
 def test_loops_and_recomputation_do_not_change_the_roofline():
     peaks = roofline.Peaks(1e9, 1e9)
     bounds = {
@@ -218,6 +219,7 @@ def test_search_finds_the_largest_batch_to_a_sixteenth(start):
         assert len(tried) == len(set(tried))
 
 
+@pytest.mark.long
 def test_batches_of_a_cpu_are_compared_with_what_is_available(monkeypatch):
     case = small(name="cifar_resnet20", batch=1)
     step = ours.step_function(case).lower(*ours.abstract_arguments(case)).compile()
@@ -272,6 +274,7 @@ def test_available_memory():
 # --- peers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_stock_flax_computes_the_same():
     case = small(se_reduction=2, form="b", batch=4)
     init = jax.jit(functools.partial(case.plain.init, train=False))
@@ -439,6 +442,7 @@ def test_table_and_verdicts(capsys):
     assert "flax takes 50.00 (once) times as long as resflax" in lines
 
 
+@pytest.mark.long
 def test_main_measures_and_writes(capsys, tmp_path):
     path = tmp_path / "results" / "x.json"
     arguments = [*SMALL, "--repeats", "3", "--peer", "flax", "--json", str(path), "--markdown"]
@@ -464,6 +468,7 @@ def test_main_measures_and_writes(capsys, tmp_path):
             assert (row["ratio"] is None) == (row["peer"] == "resflax")
 
 
+@pytest.mark.long
 def test_main_in_bfloat16(capsys):
     assert (
         command.main([*SMALL, "--repeats", "3", "--dtype", "bfloat16", "--mode", "inference"]) == 0

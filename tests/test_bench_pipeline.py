@@ -11,8 +11,6 @@ from PIL import Image
 from resflax.bench import pipeline, report
 from resflax.data.folder import FolderSource
 
-pytestmark = pytest.mark.once
-
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 
 SMALL = ("--images", "9", "--batch", "4", "--size", "16", "--threads", "2", "--repeats", "3")

@@ -44,9 +44,22 @@ def leaves(parallel, state):
     return jax.device_get(jax.tree.leaves(single))
 
 
-@pytest.mark.parametrize("ema", [False, True])
-@pytest.mark.parametrize("to", [("shard_map", 1), ("jit", 2), ("pmap", 4), ("shard_map", 8)])
-@pytest.mark.parametrize("source", [("pmap", 1), ("shard_map", 2), ("jit", 4), ("pmap", 8)])
+SOURCES = [("pmap", 1), ("shard_map", 2), ("jit", 4), ("pmap", 8)]
+OTHERS = [("shard_map", 8), ("pmap", 4), ("jit", 2), ("shard_map", 1)]
+
+
+# The first four have each of both once.
+@pytest.mark.devices(8)
+@pytest.mark.first(4)
+@pytest.mark.parametrize(
+    ("source", "to", "ema"),
+    [
+        (SOURCES[i], OTHERS[(i + shift) % 4], (i % 2 == 0) == first)
+        for first in (True, False)
+        for shift in range(4)
+        for i in range(4)
+    ],
+)
 def test_a_state_moves_between_devices_and_modes(source, to, ema, tmp_path):
     source, to = (parallel_of(*layout) for layout in (source, to))
     state = create(source, seed=0, ema=ema)

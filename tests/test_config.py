@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -7,6 +8,8 @@ from small import config as small_config
 
 from resflax import config as config_lib
 from resflax import validation
+from resflax.models import create_model, list_models, override_names
+from resflax.models.resnet import ResNet
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 DATASETS = {
@@ -66,3 +69,32 @@ def test_json_is_never_executed(tmp_path):
     with pytest.raises(config_lib.ConfigError):
         config_lib.from_json(text)
     assert not (tmp_path / "made").exists()
+
+
+# What residual networks take that no config sets: who trains decides on the first two, and the
+# name of a network on the others.
+NOT_IN_A_CONFIG = {"axis_name", "packed", "halve_first", "projection_kernel", "width"}
+
+
+def test_the_fields_of_the_model_are_the_arguments_of_the_networks():
+    config = config_lib.base()
+    fields = set(config.model) - {"name", "bn_axis"}
+    taken, taken_by_resnets, of_other_types = set(), set(), set()
+    for name in list_models():
+        network = create_model(name, 10)
+        arguments = set(override_names(name))
+        taken |= arguments
+        if isinstance(network, ResNet):
+            taken_by_resnets |= arguments
+        # No field changes a network unless it is set.
+        config.model.name = name
+        assert config_lib.build_model(config, 10, axis_name="devices") == network
+        # A flag is parsed as its field's type, so the network's own value must be of that type.
+        for field in fields & {f.name for f in dataclasses.fields(network)} - {"dtype"}:
+            value = getattr(network, field)
+            if value is not None and type(value) is not config.model.get_type(field):
+                of_other_types.add((type(network).__name__, field))
+    assert fields <= taken
+    assert taken_by_resnets - fields == NOT_IN_A_CONFIG
+    # There it is a bool, so that no config can set it.
+    assert of_other_types == {("BNInception", "conv_bias")}

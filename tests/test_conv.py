@@ -1,8 +1,9 @@
-"""Tests of the convolution's lowerings against XLA's own, in value and in both gradients."""
+"""Tests of the convolution's lowerings against its definition, in value and both gradients."""
 
 import functools
 import re
 
+import definition
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,12 @@ def _operands(size, kernel_size, c_in, c_out, groups, dtype=jnp.float32):
     # Height and width differ, so that a lowering that confuses them is seen.
     x = _normal(0, 2, size, size + 2, c_in, dtype=dtype)
     return x, _normal(1, kernel_size, kernel_size, c_in // groups, c_out, dtype=dtype)
+
+
+def _expected(x, kernel, **settings):
+    y = definition.convolution(x, kernel, **settings)
+    dy = _normal(2, *y.shape)
+    return [a.astype(np.float32) for a in (y, *definition.gradients(x, kernel, dy, **settings))]
 
 
 def _value_and_grads(lowering, x, kernel, **settings):
@@ -80,8 +87,8 @@ CASES = [
 @pytest.mark.parametrize(
     ("height", "width", "stride", "padding", "groups", "c_in", "c_out", "size"), CASES
 )
-@pytest.mark.parametrize("lowering", ["blocks", "merged", "phases"])
-def test_compositions_agree_with_lax(
+@pytest.mark.parametrize("lowering", ["blocks", "merged", "phases", "lax"])
+def test_compositions_agree_with_the_definition(
     lowering, height, width, stride, padding, groups, c_in, c_out, size
 ):
     x = _normal(0, 2, *size, c_in)
@@ -91,7 +98,7 @@ def test_compositions_agree_with_lax(
         with pytest.raises(ValueError, match=r"not for \d+ groups"):
             conv2d(x, kernel, lowering=lowering, **settings)
         return
-    expected = _value_and_grads("lax", x, kernel, **settings)
+    expected = _expected(x, kernel, **settings)
     _assert_close(_value_and_grads(lowering, x, kernel, **settings), expected, 1e-5)
 
 
@@ -131,7 +138,8 @@ def test_in_a_loop_every_convolution_has_images_first_and_channels_last(
         numbers = r"dim_numbers = \[(.*?)\]x\[(.*?)\]->\[(.*?)\]"
         return set(re.findall(numbers, text)), len(stuffed)
 
-    assert forms(None) == ({("b, 0, 1, f", "0, 1, i, o", "b, 0, 1, f")}, 0)
+    # XLA's results are the same, only slow: the program is where that is seen.
+    assert forms("blocks") == ({("b, 0, 1, f", "0, 1, i, o", "b, 0, 1, f")}, 0)
     plain, stuffed = forms("lax")
     assert len(plain) > 1
     assert (stuffed > 0) == (stride > 1)
@@ -139,18 +147,19 @@ def test_in_a_loop_every_convolution_has_images_first_and_channels_last(
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("size", "c_in", "c_out"), [(7, 5, 9), (8, 64, 16)])
-def test_dot_agrees_with_lax(size, c_in, c_out, stride):
+def test_dot_agrees_with_the_definition(size, c_in, c_out, stride):
     operands = _operands(size, 1, c_in, c_out, 1)
-    expected = _value_and_grads("lax", *operands, stride=stride)
+    expected = _expected(*operands, stride=stride)
     _assert_close(_value_and_grads("dot", *operands, stride=stride), expected, 1e-5)
 
 
+@pytest.mark.devices(1, 8)
 @pytest.mark.parametrize(
     ("kernel_size", "groups"), [(1, 1), (1, 4), (3, 1), (3, 32)], ids=lambda v: str(v)
 )
-def test_the_default_lowering_agrees_with_lax(kernel_size, groups):
+def test_the_default_lowering_agrees_with_the_definition(kernel_size, groups):
     operands = _operands(7, kernel_size, 64, 32, groups)
-    expected = _value_and_grads("lax", *operands, groups=groups)
+    expected = _expected(*operands, groups=groups)
     _assert_close(_value_and_grads(None, *operands, groups=groups), expected, 1e-5)
 
 
@@ -211,6 +220,7 @@ def test_dot_is_refused_where_it_is_no_matrix_product(kernel, settings):
     ],
 )
 def test_the_platform_and_the_shapes_choose(platform, settings, lowering):
+    # A private function, since the other platforms are not here: test_gpu.py compares the results.
     plain = {"pointwise": False, "fits_native": False, "images": False}
     assert conv._choose_lowering(platform, **plain | settings) == lowering
 
@@ -262,6 +272,7 @@ def _per_device(x, kernel):
 
 
 # XLA gathers the batch for its own grouped convolution where jit alone shards it.
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("mapped", [False, True], ids=["jit", "shard_map"])
 def test_a_sharded_batch_is_never_gathered(mapped):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -285,6 +296,7 @@ def test_a_sharded_batch_is_never_gathered(mapped):
     _assert_close(jax.tree.leaves(actual), jax.tree.leaves(expected), 1e-5)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize(
     ("lowering", "kernel_size", "groups"), [("blocks", 3, 16), ("dot", 1, 1), (None, 3, 16)]
 )

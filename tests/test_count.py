@@ -107,6 +107,7 @@ REPEATING = [
 ]
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(("name", "overrides"), REPEATING)
 def test_the_counts_are_those_of_tracing_everything(name, overrides, monkeypatch):
     model, side = create_model(name, **overrides), 75 if name == "inception_v3" else 32

@@ -123,6 +123,7 @@ def _rows(*, marked):
 ROW = ("build", "form", "size", "arguments", "params", "gmacs")
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(ROW, list(_rows(marked=True)))
 def test_counts_are_the_published_ones(build, form, size, arguments, params, gmacs):
     counted = resflax.count(build(*arguments), (size, size, 3))
@@ -149,6 +150,7 @@ def test_the_network_of_232_layers_has_the_count_of_its_inferred_blocks():
     assert (counted.params, counted.macs) == expected
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("overrides", "difference"),
     [

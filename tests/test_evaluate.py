@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from small import config as small_config
+from plain import config as plain_config
 
 from resflax import config as config_lib
 from resflax import evaluate, metrics
@@ -13,7 +13,7 @@ from resflax.parallel import DataParallel
 @pytest.fixture(scope="module")
 def network():
     """A network with a data set, and its metrics on all test images in one batch."""
-    config = small_config()
+    config = plain_config()
     dataset = sources.load(config.data)
     images, labels = dataset.test.images, dataset.test.labels
     model = config_lib.build_model(config, 10)
@@ -29,7 +29,14 @@ def network():
     return model, dataset, variables, sums
 
 
-@pytest.mark.parametrize(("mode", "num_devices"), [("jit", 1), ("shard_map", 8), ("pmap", 2)])
+@pytest.mark.parametrize(
+    ("mode", "num_devices"),
+    [
+        ("jit", 1),
+        pytest.param("shard_map", 8, marks=pytest.mark.devices(8)),
+        pytest.param("pmap", 2, marks=pytest.mark.devices(8)),
+    ],
+)
 def test_an_evaluation_in_padded_batches_is_that_of_all_images_at_once(network, mode, num_devices):
     model, dataset, variables, sums = network
     assert len(dataset.test) % 16
@@ -61,7 +68,7 @@ def test_a_config_has_ten_crops_evaluated(network, tmp_path):
                 ramp = np.roll(np.tile(colours, (90, 1)), 17 * i, 1)
                 image = Image.fromarray(ramp).convert("RGB").rotate(angle)
                 image.save(tmp_path / part / name / f"{i}.png")
-    config = small_config(**{"data.source": "folder", "data.eval_resize": 20})
+    config = plain_config(**{"data.source": "folder", "data.eval_resize": 20})
     config.data.folder.path = str(tmp_path)
     parallel = DataParallel.over("jit", jax.devices()[:1])
     losses = []
@@ -81,7 +88,7 @@ def test_a_config_has_ten_crops_evaluated(network, tmp_path):
 
 
 def test_ten_crops_are_of_image_files():
-    config = small_config(**{"data.test_crops": 10, "data.eval_resize": 20})
+    config = plain_config(**{"data.test_crops": 10, "data.eval_resize": 20})
     with pytest.raises(ValueError, match="images of 'shapes' have a size of their own"):
         sources.load(config.data)
 

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from small import config as small_config
+from plain import config as plain_config
 
 import resflax
 from resflax import failure, progress, replay, train
@@ -19,7 +19,7 @@ def failed(tmp_path_factory):
     """The directory of a run that diverged, and what it said."""
     workdir = tmp_path_factory.mktemp("failed") / "run"
     with pytest.raises(progress.NonFiniteError) as error:
-        train.train_and_evaluate(small_config(**DIVERGING), workdir)
+        train.train_and_evaluate(plain_config(**DIVERGING), workdir)
     return workdir, str(error.value)
 
 
@@ -44,7 +44,7 @@ def test_nothing_is_spoilt(failed):
 def test_a_replay_gives_the_same(failed, capsys):
     workdir, _ = failed
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    assert replay.replay(small_config(**DIVERGING), workdir)
+    assert replay.replay(plain_config(**DIVERGING), workdir)
     output = capsys.readouterr().out
     assert "head/kernel" in output
     assert ": as in " in output
@@ -53,23 +53,24 @@ def test_a_replay_gives_the_same(failed, capsys):
     record = json.loads((workdir / "failure.json").read_text())
     text = json.dumps(record | {"grad_norm": 1.0})
     (workdir / "failure.json").write_text(text)
-    assert not replay.replay(small_config(**DIVERGING), workdir)
+    assert not replay.replay(plain_config(**DIVERGING), workdir)
     (workdir / "failure.json").write_text(json.dumps(record))
 
 
 def test_another_config_is_not_replayed(failed):
     with pytest.raises(ValueError, match="the run has another config"):
-        replay.replay(small_config(), failed[0])
+        replay.replay(plain_config(), failed[0])
 
 
 def test_a_run_that_did_not_fail_is_not_replayed(tmp_path):
     with pytest.raises(ValueError, match="no step of this run failed"):
-        replay.replay(small_config(), tmp_path)
+        replay.replay(plain_config(), tmp_path)
 
 
+@pytest.mark.long
 def test_updates_are_skipped_and_counted(failed, tmp_path, capsys):
     workdir = tmp_path / "run"
-    train.train_and_evaluate(small_config(**DIVERGING, **{"train.max_skips": 8}), workdir)
+    train.train_and_evaluate(plain_config(**DIVERGING, **{"train.max_skips": 8}), workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     counts = [line["train/skipped"] for line in lines if "train/skipped" in line]
     assert counts == sorted(counts)

@@ -9,6 +9,8 @@ import pytest
 
 import resflax
 
+pytestmark = pytest.mark.devices(1, 8, long=8)
+
 NETWORKS = {
     "resnet50": (
         {"depth": 14, "num_filters": 8},
@@ -74,6 +76,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_named_and_end_in_the_logits(name):
     overrides, size, expected = NETWORKS[name]
@@ -94,6 +97,7 @@ def test_features_are_named_and_end_in_the_logits(name):
         np.testing.assert_allclose(features["logits"], logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_what_the_modules_give_out(name):
     overrides, size, expected = NETWORKS[name]
@@ -118,6 +122,7 @@ def test_features_are_what_the_modules_give_out(name):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "size"), [("inception_resnet_v2", 107), ("inception_v3", 107)])
 def test_the_parts_of_inception_nets_are_features(name, size):
     model = resflax.create_model(name, num_classes=3, scan=0)

@@ -75,6 +75,7 @@ def _normal(seed, *shape):
 # --- counts --------------------------------------------------------------------------------------
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize(
     ("name", "overrides", "params", "gmacs"),
     [
@@ -119,6 +120,7 @@ def _gates(*channels):
     return sum(2 * c * (c // 16) + c // 16 + c for c in channels)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "channels"),
     [
@@ -312,6 +314,7 @@ FROZEN = {
 }
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(("name", "part"), FROZEN)
 def test_parameter_paths_and_shapes_of_a_module_are_frozen(name, part):
     words = FROZEN[name, part].split()
@@ -395,6 +398,7 @@ def test_paths_of_stems_and_auxiliary_classifiers_are_frozen():
     }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["googlenet_bn", "inception_v3", "inception_resnet_v1"])
 def test_without_scale_no_norm_has_one(name):
     scaled, unscaled = (_shapes(NETWORKS[name](norm_scale=s), 75) for s in (True, False))
@@ -405,6 +409,7 @@ def test_without_scale_no_norm_has_one(name):
 # --- images --------------------------------------------------------------------------------------
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("shape", [(2, 96, 131, 3), (1, 119, 75, 1)])
 def test_odd_and_even_sizes_fit(name, shape):
@@ -418,6 +423,7 @@ def test_odd_and_even_sizes_fit(name, shape):
     assert (out.shape, out.dtype) == ((shape[0], 7), jnp.float32)
 
 
+@pytest.mark.long
 def test_pools_of_padded_networks_round_up_as_caffe_does():
     # 113 -> 57 -> 28 -> 14 -> 7 -> 4; 117 -> 59 -> 29 -> 14.
     for name in ("googlenet", "googlenet_bn", "bn_inception"):
@@ -589,6 +595,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32(small):
     assert 0 < np.abs(logits - exact).max() / np.abs(exact).max() < 0.1
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "heads", "size"),
     [("googlenet", 2, 224), ("googlenet_bn", 2, 80), ("inception_v3", 1, 299)],
@@ -615,6 +622,7 @@ def test_auxiliary_logits_are_sown_in_training_alone(name, heads, size):
     assert jax.tree.structure(trained) == jax.tree.structure(evaluated)
 
 
+@pytest.mark.long
 def test_auxiliary_classifiers_do_not_change_the_logits():
     x = _normal(0, 1, 79, 79, 3)
     with_heads = googlenet(num_classes=5, aux_heads=True)

@@ -1,99 +1,68 @@
 """A process that is killed again and again comes to the parameters of an undisturbed one."""
 
-import multiprocessing
-import os
 import pathlib
 import random
 import signal
-import sys
 import time
 
+import forked
 import jax
 import numpy as np
 import pytest
-from small import config as small_config
 
 import resflax
 from resflax.checkpoint import store
 
-pytestmark = pytest.mark.once
-
 # All that could go wrong: averages, dropout, stochastic depth, mixup, augmentation, momentum.
-CONFIG = {
-    "model.name": "cifar_resnet20",
-    "model.depth": 8,
-    "model.num_filters": 4,
-    "model.cardinality": None,
-    "model.base_width": None,
-    "model.se_reduction": None,
-    "train.ema_decay": 0.9,
-    "model.dropout": 0.2,
-    "model.drop_path": 0.2,
-    "mix.mixup": 0.4,
-    "optim.warmup_epochs": 1.0,
-}
+FLAGS = (
+    "--config.train.ema_decay=0.9",
+    "--config.model.dropout=0.2",
+    "--config.model.drop_path=0.2",
+    "--config.mix.mixup=0.4",
+    "--config.optim.warmup_epochs=1",
+)
 
 
-def run(workdir: pathlib.Path, overrides: dict[str, object]) -> None:
-    """In a process of its own, with its output in a file."""
-    from resflax import interruption, runtime, train
-
-    runtime.configure()
-    log = os.open(workdir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    sys.stdout.reconfigure(line_buffering=True)
-    try:
-        train.train_and_evaluate(small_config(**overrides), workdir)
-    except interruption.Stopped as stop:
-        sys.exit(stop.exit_code)
+def start(workdir, *flags):
+    command = ("--config", "tests/plain.py", *FLAGS, *flags, "--workdir", workdir)
+    return forked.Process("resflax.main", *command)
 
 
-@pytest.fixture(scope="module")
-def start():
-    """Starts the run, on one device, in a process that has imported the libraries before."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["resflax.train", "small"])
-
-    def start(workdir, overrides):
-        process = context.Process(target=run, args=(workdir, overrides))
-        process.start()
-        return process
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", "")
-        yield start
+def whole(workdir, *flags):
+    """The output of the run in one go."""
+    result = start(workdir, *flags).finish(300)
+    assert result.code == 0, result.errors
+    return result.output
 
 
-def whole(start, workdir, overrides):
-    """The run in one go."""
-    process = start(workdir, overrides)
-    process.join(300)
-    assert process.exitcode == 0, workdir.with_suffix(".log").read_text()
-
-
-def disturbed(start, workdir, overrides, number, times):
-    """The run with a signal so often, at random moments of its training, which then may end."""
+def disturbed(workdir, flags, number, times):
+    """The output of the run with a signal so often, at random moments of its training."""
     seed = time.time_ns()
     print(f"seed {seed}")
     rng = random.Random(seed)
     metrics = workdir / "metrics.jsonl"
+    outputs = []
     # A kill leaves what the run has saved; SIGTERM has it save.
     saves = number == signal.SIGTERM
     for _ in range(times):
-        process = start(workdir, overrides)
+        process = start(workdir, *flags)
         size = metrics.stat().st_size if metrics.exists() else 0
-        while process.is_alive() and not (
+        while not process.ended and not (
             metrics.exists() and metrics.stat().st_size > size and (saves or store.steps(workdir))
         ):
             time.sleep(0.005)
-        process.join(rng.uniform(0, 0.5))
-        assert process.exitcode is None, workdir.with_suffix(".log").read_text()
-        os.kill(process.pid, number)
-        process.join(60)
-        assert process.exitcode == (143 if saves else -signal.SIGKILL)
-    whole(start, workdir, overrides)
-    return workdir.with_suffix(".log").read_text()
+        time.sleep(rng.uniform(0, 0.5))
+        assert not process.ended, process.finish()
+        process.send(number)
+        result = process.finish(60)
+        assert result.code == (143 if saves else -signal.SIGKILL), result.errors
+        outputs.append(result.output)
+    return "".join(outputs) + whole(workdir, *flags)
+
+
+def every(epochs):
+    """Evaluations and checkpoints so many epochs apart."""
+    return (f"--config.eval.every_epochs={epochs}", f"--config.checkpoint.every_epochs={epochs}")
 
 
 def assert_same(a, b):
@@ -105,15 +74,15 @@ def assert_same(a, b):
 @pytest.mark.parametrize(
     ("placement", "kills", "epochs"),
     [
-        ("auto", 10, 20.0),
-        pytest.param("device", 25, 60.0, marks=pytest.mark.slow),
-        pytest.param("host", 25, 60.0, marks=pytest.mark.slow),
+        pytest.param("auto", 10, 60, marks=pytest.mark.long),
+        pytest.param("device", 25, 60, marks=pytest.mark.slow),
+        pytest.param("host", 25, 60, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_is_killed_gives_the_same_bits(start, tmp_path, placement, kills, epochs):
-    overrides = CONFIG | {"data.placement": placement, "train.epochs": epochs}
-    whole(start, tmp_path / "whole", overrides)
-    log = disturbed(start, tmp_path / "killed", overrides, signal.SIGKILL, kills)
+def test_a_run_that_is_killed_gives_the_same_bits(tmp_path, placement, kills, epochs):
+    flags = (f"--config.data.placement={placement}", f"--config.train.epochs={epochs}")
+    whole(tmp_path / "whole", *flags)
+    log = disturbed(tmp_path / "killed", flags, signal.SIGKILL, kills)
     print(f"{log.count('its save was interrupted')} of {kills} kills interrupted a save")
     assert log.count("resumed after step") >= kills - 1
     assert "damaged" not in log
@@ -121,23 +90,22 @@ def test_a_run_that_is_killed_gives_the_same_bits(start, tmp_path, placement, ki
 
 
 @pytest.mark.slow
-def test_a_run_that_is_preempted_all_day_loses_no_step(start, tmp_path):
+def test_a_run_that_is_preempted_all_day_loses_no_step(tmp_path):
     """Twenty preemptions within two minutes; only they save anything on the way."""
-    overrides = CONFIG | {"train.epochs": 1000.0}
-    overrides |= {"eval.every_epochs": 900, "checkpoint.every_epochs": 900}
-    whole(start, tmp_path / "whole", overrides)
-    log = disturbed(start, tmp_path / "stopped", overrides, signal.SIGTERM, 20)
+    flags = ("--config.train.epochs=1000", *every(900))
+    whole(tmp_path / "whole", *flags)
+    log = disturbed(tmp_path / "stopped", flags, signal.SIGTERM, 20)
     assert log.count("resumed after step") == 20
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.slow
-def test_memory_and_open_files_stay_what_they_are(start, tmp_path):
-    overrides = CONFIG | {"train.epochs": 1000.0, "log.every_steps": 20}  # 2,000 steps
-    overrides |= {"eval.every_epochs": 10, "checkpoint.every_epochs": 10}
-    process = start(tmp_path / "run", overrides)
+def test_memory_and_open_files_stay_what_they_are(tmp_path):
+    # 2,000 steps.
+    flags = ("--config.train.epochs=1000", "--config.log.every_steps=20", *every(10))
+    process = start(tmp_path / "run", *flags)
     seen = {}
-    while process.is_alive():
+    while not process.ended:
         lines = tmp_path / "run/metrics.jsonl"
         step = 20 * lines.read_text().count("train/loss") if lines.exists() else 0
         status = pathlib.Path(f"/proc/{process.pid}")
@@ -147,8 +115,7 @@ def test_memory_and_open_files_stay_what_they_are(start, tmp_path):
         except OSError:
             break
         time.sleep(0.2)
-    process.join()
-    assert process.exitcode == 0
+    assert process.finish().code == 0
     early = [seen[step] for step in seen if 400 <= step <= 800]
     late = [seen[step] for step in seen if 1600 <= step <= 2000]
     assert max(pages for pages, _ in late) < 1.05 * max(pages for pages, _ in early)

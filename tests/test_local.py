@@ -10,8 +10,6 @@ import pytest
 
 from launch import local
 
-pytestmark = pytest.mark.once
-
 ROOT = pathlib.Path(__file__).parent.parent
 
 # A program that takes the flags of resflax.main, and meets the others by jax.
@@ -67,6 +65,7 @@ def finish(process, timeout=60):
     return process.returncode, sorted(output.splitlines()), errors
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("processes", "devices"), [(2, 1), (1, 3), (2, 2)])
 def test_processes_meet_with_their_devices(processes, devices):
     code, lines, errors = finish(start(script=MEET, processes=processes, devices=devices))

@@ -1,25 +1,12 @@
-import os
-import pathlib
-import subprocess
-import sys
-
+import forked
 import pytest
 
-pytestmark = pytest.mark.once
-
-ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ("--config", "tests/small.py")
 
 
 def run(*arguments, devices=1):
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    command = [sys.executable, "-m", "resflax.main", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return forked.run("resflax.main", *arguments, environment={"XLA_FLAGS": flags})
 
 
 @pytest.mark.parametrize(
@@ -47,17 +34,17 @@ def run(*arguments, devices=1):
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, right):
-    process = run(*arguments)
-    assert process.returncode == 2
-    assert process.stderr.count("\n") == 1
-    assert process.stderr.startswith("error: ")
-    assert right in process.stderr
+    result = run(*arguments)
+    assert result.code == 2
+    assert result.errors.count("\n") == 1
+    assert result.errors.startswith("error: ")
+    assert right in result.errors
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
-    process = run(*SMALL, "--config.train.batch_size=30", "--workdir", str(tmp_path), devices=4)
-    assert process.returncode == 2
-    assert process.stderr == (
+    result = run(*SMALL, "--config.train.batch_size=30", "--workdir", str(tmp_path), devices=4)
+    assert result.code == 2
+    assert result.errors == (
         "error: config.train.batch_size 30 is not divisible by 4 devices; 28 or 32 would be.\n"
     )
     assert not list(tmp_path.iterdir())
@@ -66,6 +53,6 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
 def test_a_config_file_that_fails_is_named_with_its_line(tmp_path):
     config = tmp_path / "broken.py"
     config.write_text("def get_config():\n    return 1 / 0\n")
-    process = run("--config", str(config))
-    assert process.returncode == 2
-    assert process.stderr == f"error: {config}:2: ZeroDivisionError: division by zero\n"
+    result = run("--config", str(config))
+    assert result.code == 2
+    assert result.errors == f"error: {config}:2: ZeroDivisionError: division by zero\n"

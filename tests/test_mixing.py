@@ -55,6 +55,7 @@ def test_mixup_combines_images_and_targets_alike():
         np.testing.assert_allclose(mixed_targets.sum(-1), 1, atol=1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_the_shares_of_mixup_are_beta_distributed(alpha):
     mix = mixing.mixer(mixup=alpha, cutmix=0.0)
@@ -118,6 +119,7 @@ def test_with_both_half_of_the_batches_are_mixed_by_each():
     assert 35 < sum(kinds) < 65
 
 
+@pytest.mark.long
 def test_the_key_alone_decides_and_jit_changes_nothing():
     images, targets = batch()
     mix = mixing.mixer(mixup=0.3, cutmix=1.0)

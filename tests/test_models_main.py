@@ -108,6 +108,7 @@ def test_the_table_has_every_module(capsys):
     assert rows["total"] == ["1000", "11,778,592", "1,814,160,384", "2,486,752"]
 
 
+@pytest.mark.long
 def test_the_table_ends_with_the_memory_of_the_batch(capsys):
     model = resflax.create_model("cifar_resnet20")
     for options, batch_size, images in (([], 1, "1 image"), (["--batch", "3"], 3, "3 images")):
@@ -119,6 +120,7 @@ def test_the_table_ends_with_the_memory_of_the_batch(capsys):
         )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("argv", [["vgg1*"], ["googlenet", "--table"], ["vgg16", "--table"]])
 def test_lines_fit_into_100_columns(capsys, argv):
     assert max(map(len, _printed(capsys, *argv).splitlines())) <= 100

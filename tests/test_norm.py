@@ -16,7 +16,6 @@ from resflax.ops import norm
 
 # Odd sizes, and channels that fill no register.
 SHAPES = [(3, 5, 7, 12), (4, 3, 2, 17), (1, 4, 4, 3)]
-BATCHES = [pytest.param(shape, id="x".join(map(str, shape))) for shape in SHAPES]
 
 
 class Fused(nn.Module):
@@ -107,10 +106,19 @@ def _assert_close(actual, expected, tolerance):
         np.testing.assert_allclose(a, e, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("added", [False, True], ids=["", "residual"])
-@pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])
-@pytest.mark.parametrize("shape", BATCHES)
+# Each two of the four together.
+@pytest.mark.devices(1, 8)
+@pytest.mark.parametrize(
+    ("shape", "gate", "added", "train"),
+    [
+        (SHAPES[0], False, False, True),
+        (SHAPES[0], True, True, False),
+        (SHAPES[1], False, True, False),
+        (SHAPES[1], True, False, True),
+        (SHAPES[2], False, True, True),
+        (SHAPES[2], True, False, False),
+    ],
+)
 def test_one_pass_agrees_with_flax_step_by_step(shape, gate, added, train):
     x, residual = _images(shape), _normal(2, *shape) if added else None
     actual = _value_and_grads(Fused(train, gate), x, residual)
@@ -144,9 +152,11 @@ def test_the_result_of_bfloat16_is_rounded_once():
     np.testing.assert_array_equal(y, jnp.maximum(exact, 0).astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize("checked", [False, True], ids=["", "check_vma"])
-@pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])
-@pytest.mark.parametrize("channels", [6, 32])
+@pytest.mark.devices(8)
+@pytest.mark.parametrize(
+    ("channels", "gate", "checked"),
+    [(6, False, False), (6, True, True), (32, False, True), (32, True, False)],
+)
 def test_the_whole_batch_on_eight_devices(channels, gate, checked):
     shape = (16, 3, 5, channels)
     x, residual = _images(shape), _normal(2, *shape)

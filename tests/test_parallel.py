@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import config as small_config
+from plain import config as plain_config
 
 from resflax import assembly, create_model, steps, validation
 from resflax import config as config_lib
 from resflax.data import pipeline, resident, sources
 from resflax.parallel import DataParallel
 from resflax.train_state import create_train_state
+
+pytestmark = pytest.mark.devices(8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Run:
 
 def new_run(mode, num_devices, bn_axis, batch_size=32, on_devices=False):
     # Smooth: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
-    config = small_config(**{"parallel.mode": mode, "model.bn_axis": bn_axis, "model.act": "silu"})
+    config = plain_config(**{"parallel.mode": mode, "model.bn_axis": bn_axis, "model.act": "silu"})
     parallel = DataParallel.over(mode, jax.devices()[:num_devices])
     dataset = sources.load(config.data)
     read = resident.read if on_devices else dataset.train.train_batch
@@ -230,7 +232,7 @@ def test_a_config_has_batches_in_parts():
     memory = []
     for parts in (1, 4):
         fields = {"model.norm": "none", "train.grad_accumulation": parts}
-        config = small_config(**fields)
+        config = plain_config(**fields)
         parallel = DataParallel.over("jit", jax.devices()[:1])
         dataset = sources.load(config.data)
         model = config_lib.build_model(config, 10)
@@ -290,6 +292,10 @@ def test_convolutions_run_on_a_devices_own_images():
     for left, right in operands:
         assert math.prod(shapes[left]) % 7 == 0
         assert 56 not in shapes[left] + shapes[right]
+
+
+# Whether anything is gathered, or reduced one by one, changes no result: the compiled program is
+# where it is seen.
 
 
 def all_reduces(hlo):
@@ -373,7 +379,7 @@ def test_xla_alone_splits_a_grouped_convolution():
 )
 def test_what_does_not_fit_the_devices_is_refused(fields, right):
     with pytest.raises(config_lib.ConfigError, match=right):
-        validation.validate(small_config(**fields), 8)
+        validation.validate(plain_config(**fields), 8)
 
 
 @pytest.mark.parametrize("mode", ["shard_map", "jit", "pmap"])

@@ -10,6 +10,8 @@ import pytest
 
 from resflax.ops.pool import max_pool
 
+pytestmark = pytest.mark.devices(1, 8, long=8)
+
 SETTINGS = [
     # window, stride, padding, height and width
     (2, 1, (0, 0), (5, 6)),

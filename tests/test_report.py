@@ -16,7 +16,7 @@ import matplotlib.image
 import pytest
 import rich.console
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from small import config as small_config
+from plain import config as plain_config
 
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
@@ -31,10 +31,7 @@ SHAPE = (16, 16, 3)
 
 
 def network(**overrides):
-    config = small_config(**{"model.name": "cifar_resnet20", "model.depth": 8})
-    config.model.update(num_filters=4, cardinality=None, base_width=None, se_reduction=None)
-    config.update_from_flattened_dict(overrides)
-    return config
+    return plain_config(**overrides)
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +383,7 @@ def test_long_names_and_numbers_do_not_overlap(make, tmp_path):
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("width", [30, 60, 78])
 def test_a_narrow_terminal_loses_nothing(make, tmp_path, width):
     small_sweep(make)
@@ -395,6 +393,7 @@ def test_a_narrow_terminal_loses_nothing(make, tmp_path, width):
         assert part in text.getvalue()
 
 
+@pytest.mark.long
 def test_many_panels_go_on_a_second_figure(make, tmp_path):
     for clip in range(26):
         for decay in (0.0, 0.1):

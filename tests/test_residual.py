@@ -13,6 +13,8 @@ import resflax
 from resflax.models import axes, layers, residual, resnet
 from resflax.models.residual import UNITS, Unit
 
+pytestmark = pytest.mark.devices(1, 8, long=8)
+
 LINEAR_SUM = Unit(after=("norm", "act"), last=("norm",))
 # Compiling takes nearly all of the time here.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -221,6 +223,7 @@ def test_a_preact_network_norms_once_more_before_the_head():
     assert preact["stage3_block1"]["norm1"]["scale"].shape == (4,)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("shortcut", axes.CHOICES["shortcut"])
 @pytest.mark.parametrize("unit", UNITS)
 def test_gradients_reach_every_parameter(unit, shortcut):
@@ -512,6 +515,7 @@ IMAGENET = {"depth": 14, "num_filters": 4, "num_classes": 5, "any_size": True}
 PATHS = {"cardinality": 4, "base_width": 64, "num_filters": 8}
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
     ("name", "overrides", "stage_sizes", "size"),
     [

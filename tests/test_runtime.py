@@ -48,6 +48,7 @@ def start(tmp_path, **environment):
     return ynn == "True", cache, process.stderr
 
 
+@pytest.mark.long
 def test_convolutions_are_not_left_to_ynnpack(tmp_path):
     assert not start(tmp_path)[0]
     assert start(tmp_path, XLA_FLAGS=f"{FLAG}+individual_convolution")[0]
@@ -117,6 +118,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the malloc of glibc")
 def test_memory_is_mapped_once():
     def faults(first):
@@ -159,6 +161,7 @@ print(programs.compiled, programs.cached)
 """
 
 
+@pytest.mark.long
 def test_programs_are_counted_as_compiled_or_read(tmp_path):
     environment = {
         "JAX_PLATFORMS": "cpu",
@@ -180,6 +183,7 @@ def test_programs_are_counted_as_compiled_or_read(tmp_path):
     assert outputs == [[outputs[0][0], "0"], ["0", outputs[0][0]]]
 
 
+@pytest.mark.long
 def test_the_users_cache_stays(tmp_path):
     mine = tmp_path / "mine"
     assert start(tmp_path, JAX_COMPILATION_CACHE_DIR=str(mine))[1] == str(mine)
@@ -188,6 +192,7 @@ def test_the_users_cache_stays(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.long
 def test_a_cache_that_cannot_be_written_is_told_once(tmp_path):
     (tmp_path / "cache").write_text("a file")
     _, cache, errors = start(tmp_path)

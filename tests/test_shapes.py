@@ -83,6 +83,7 @@ def test_no_shape_is_a_rotated_copy_of_another() -> None:
             assert overlap.max() < 0.8, (first, second)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_mean_color_does_not_tell_the_class(difficulty: float) -> None:
     images, labels = shapes.render(range(2000), seed=0, difficulty=difficulty)
@@ -92,6 +93,7 @@ def test_mean_color_does_not_tell_the_class(difficulty: float) -> None:
     np.testing.assert_allclose(means, 0.5, atol=0.08)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_linear_model_stays_near_chance(difficulty: float) -> None:
     images, labels = shapes.render(range(3000), seed=0, difficulty=difficulty)

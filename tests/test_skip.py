@@ -10,6 +10,8 @@ import pytest
 import resflax
 from resflax.models import axes, layers, residual
 
+pytestmark = pytest.mark.devices(1, 8, long=8)
+
 TINY = {"num_filters": 4, "num_classes": 3}
 IMAGES = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
 
@@ -27,6 +29,7 @@ def train(model, variables, seed=0):
     return model.apply(variables, IMAGES, train=True, mutable=["batch_stats"], rngs=rngs)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("is_training", [False, True])
 @pytest.mark.parametrize("form", ["a", "b"])
 def test_the_forms_of_resnext_agree_in_value_and_gradient(form, is_training):
@@ -98,6 +101,7 @@ def test_dropout_on_the_shortcut_is_off_in_evaluation():
     np.testing.assert_array_equal(residual.ShortcutDropout(train=False).apply({}, x, x, x)[0], x)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("skip", axes.CHOICES["skip"])
 def test_every_skip_trains(skip):
     model, variables = network(skip=skip, skip_scale=0.5)
@@ -145,6 +149,7 @@ def test_stochastic_depth_changes_from_draw_to_draw():
     np.testing.assert_array_equal(train(model, variables, 0)[0], train(model, variables, 0)[0])
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
     ("act", "norm"),
     [("relu", "group"), *((act, "none") for act in layers.ACTIVATIONS), ("silu", "batch")],

@@ -4,21 +4,17 @@ import itertools
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
-from small import config as small_config
+from plain import config as plain_config
 
 from resflax import train, workdir
 from resflax.data import examples, pipeline, resident, sources
 from resflax.data.bad import BadImagesError
 
-pytestmark = pytest.mark.once
-
-ROOT = pathlib.Path(__file__).parent.parent
 SIZE = 16
 
 
@@ -36,7 +32,7 @@ def photos(tmp_path):
 
 
 def folder_config(path, **fields):
-    config = small_config(**{"data.source": "folder", "data.image_size": SIZE})
+    config = plain_config(**{"data.source": "folder", "data.image_size": SIZE})
     config.data.folder.update(path=str(path), val_share=0.25)
     config.data.update(fields)
     return config
@@ -140,30 +136,24 @@ def test_statistics_are_those_of_all_pixels(channels):
 
 
 def command(*arguments, module="resflax.data"):
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    return forked.run(module, *arguments)
 
 
 def test_verify_names_what_cannot_be_read(photos):
     spoil(photos, 2)
     flags = "--config", "configs/finetune.py", f"--config.data.folder.path={photos}"
     result = command("verify", *flags)
-    assert result.returncode == 1, result.stderr
-    assert "00.jpg: " in result.stdout
-    assert "01.jpg: " in result.stdout
-    assert "2 of 24 cannot be read" in result.stdout
+    assert result.code == 1, result.errors
+    assert "00.jpg: " in result.output
+    assert "01.jpg: " in result.output
+    assert "2 of 24 cannot be read" in result.output
 
 
+@pytest.mark.long
 def test_show_draws_a_picture(photos, tmp_path):
     path = tmp_path / "shown.png"
-    result = command("show", "--config", "tests/small.py", "--output", str(path))
-    assert result.returncode == 0, result.stderr
+    result = command("show", "--config", "tests/plain.py", "--output", str(path))
+    assert result.code == 0, result.errors
     with Image.open(path) as image:
         assert image.size[0] > 1000
         # More than the greys of the labels.
@@ -185,11 +175,12 @@ def test_show_draws_a_picture(photos, tmp_path):
 )
 def test_what_cannot_be_gets_one_line(arguments, right):
     result = command(*arguments)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert right in result.stderr
+    assert result.code == 2
+    assert result.errors.count("\n") == 1
+    assert right in result.errors
 
 
+@pytest.mark.long
 def test_a_run_from_files_notes_those_that_cannot_be_read(photos, tmp_path):
     spoil(photos, 1)
     flags = {
@@ -202,11 +193,11 @@ def test_a_run_from_files_notes_those_that_cannot_be_read(photos, tmp_path):
         "eval.batch_size": 8,
     }
     result = command(
-        *("--config", "tests/small.py", "--workdir", str(tmp_path / "run")),
+        *("--config", "tests/plain.py", "--workdir", str(tmp_path / "run")),
         *(f"--config.{name}={value}" for name, value in flags.items()),
         module="resflax.main",
     )
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.errors
     assert "00.jpg: " in (tmp_path / "run" / "bad_files.txt").read_text()
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
@@ -256,12 +247,6 @@ def test_fashion_mnist_is_learned_in_three_epochs(tmp_path):
     run = tmp_path / "run"
     flags = "--config", "configs/fashion_mnist.py", "--config.train.epochs=3"
     flags += ("--config.optim.schedule=cosine",)
-    process = subprocess.run(
-        [*(sys.executable, "-m", "resflax.main"), *flags, "--workdir", str(run)],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
+    result = forked.Process("resflax.main", *flags, "--workdir", run).finish(1800)
+    assert result.code == 0, result.errors
     assert json.loads((run / "result.json").read_text())["eval/top1"] > 0.89

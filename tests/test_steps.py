@@ -8,6 +8,8 @@ import pytest
 from resflax import steps
 from resflax.train_state import create_train_state
 
+pytestmark = pytest.mark.devices(1, 8)
+
 
 class Scale(nn.Module):
     """Logits (w, 0), and a running statistic that counts the steps."""

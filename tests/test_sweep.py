@@ -12,20 +12,11 @@ import pytest
 
 from launch import lock, sweep
 
-pytestmark = pytest.mark.once
-
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Two runs of one architecture, quick to compile, and one that cannot be.
 CONFIG = """
-from tests import small
-
-def get_config():
-    config = small.get_config()
-    config.model.name = "cifar_resnet20"
-    config.model.update(depth=8, num_filters=4)
-    config.model.update(cardinality=None, base_width=None, se_reduction=None)
-    return config
+from tests.plain import get_config
 
 def sweep():
     for lr in (0.1, 0.2, -1.0):
@@ -118,6 +109,7 @@ def test_a_run_leaves_its_output_and_its_error(swept):
     assert (workdir / "lr=-1.0/log.txt").read_text() == f"error: {error}"
 
 
+@pytest.mark.long
 def test_the_same_command_starts_what_is_not_finished(config, swept):
     workdir, options, _ = swept
     before = contents(workdir / "lr=0.1")
@@ -128,6 +120,7 @@ def test_the_same_command_starts_what_is_not_finished(config, swept):
     assert (workdir / "lr=-1.0/log.txt").read_text().count("must be at least 0.") == 2
 
 
+@pytest.mark.long
 def test_finished_runs_are_enough(config, swept):
     workdir, options, _ = swept
     filters = ("--filter", "optim.lr=0.1", "--filter", "optim.lr=0.2")
@@ -136,6 +129,7 @@ def test_finished_runs_are_enough(config, swept):
     assert "2 of 2 done" in output
 
 
+@pytest.mark.long
 def test_the_runs_of_another_config_are_left_alone(config, swept):
     workdir, _, _ = swept
     before = contents(workdir / "lr=0.1")

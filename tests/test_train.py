@@ -1,25 +1,19 @@
 import collections
 import json
-import os
-import pathlib
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
+import forked
 import jax
 import numpy as np
 import pytest
-from small import config as small_config
+from plain import config as plain_config
 
 import resflax
 from resflax import config as config_lib
 from resflax import progress, train
 from resflax.checkpoint import store
 from resflax.data import sources
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 # Everything that could go wrong on resuming: averages, dropout, augmentation, momentum, schedule.
 FLAGS = (
@@ -31,35 +25,25 @@ FLAGS = (
 
 
 def start(workdir, *flags):
-    """The small run as a process of its own, on one device."""
-    command = [sys.executable, "-m", "resflax.main", "--config", "tests/small.py", *FLAGS, *flags]
-    return subprocess.Popen(
-        [*command, "--workdir", str(workdir)],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """The plain run as a process of its own, on one device."""
+    command = ("--config", "tests/plain.py", *FLAGS, *flags, "--workdir", workdir)
+    return forked.Process("resflax.main", *command)
 
 
 def finish(workdir, *flags):
-    process = start(workdir, *flags)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return output
+    result = start(workdir, *flags).finish()
+    assert result.code == 0, result.errors
+    return result.output
 
 
-def stop(workdir, signal_number, *flags, step=2):
-    """Starts the run, stops it after its first checkpoint, and returns what it wrote to stderr."""
+def stop(workdir, number, *flags, step=2):
+    """Starts the run, stops it after its first checkpoint, and returns its exit code."""
     process = start(workdir, *flags)
-    deadline = time.monotonic() + 100
-    while not (workdir / f"checkpoints/{step}").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal_number)
-    _, errors = process.communicate(timeout=60)
+    process.wait_for(workdir / f"checkpoints/{step}")
+    process.send(number)
+    code = process.finish(60).code
     assert not (workdir / "result.json").exists()
-    return process.returncode, errors
+    return code
 
 
 def metrics_of(workdir):
@@ -106,7 +90,7 @@ def test_the_restored_network_gives_the_reported_accuracy(finished):
     result = json.loads((workdir / "result.json").read_text())
     assert accuracy == pytest.approx(result["eval/top1"])
     assert run.step == 20
-    assert run.config.model.se_reduction == 4
+    assert run.config.model.num_filters == 4
     assert len(run.dataset.label_names) == 10
 
 
@@ -132,8 +116,7 @@ def test_a_finished_run_is_evaluated_again_and_not_trained(finished):
 
 
 def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path):
-    code, _ = stop(tmp_path / "run", signal.SIGKILL)
-    assert code == -signal.SIGKILL
+    assert stop(tmp_path / "run", signal.SIGKILL) == -signal.SIGKILL
     assert "resumed after step" in finish(tmp_path / "run")
     assert_same_run(finished[0], tmp_path / "run")
 
@@ -156,6 +139,7 @@ def test_damage_is_walked_back_from(finished, tmp_path):
     assert_same_run(finished[0], workdir)
 
 
+@pytest.mark.long
 def test_several_steps_in_a_call_change_nothing(finished, tmp_path):
     # An evaluation every 4 steps: calls of 3, and of 1.
     flags = ("--config.train.steps_per_call=3", "--config.eval.every_epochs=2")
@@ -171,6 +155,7 @@ def test_several_steps_in_a_call_change_nothing(finished, tmp_path):
     assert together["eval/top1"].items() <= apart["eval/top1"].items()
 
 
+@pytest.mark.long
 def test_it_does_not_matter_where_the_examples_live(finished, tmp_path):
     output = finish(tmp_path / "run", "--config.data.placement=host")
     assert "resumed" not in output
@@ -179,26 +164,24 @@ def test_it_does_not_matter_where_the_examples_live(finished, tmp_path):
 
 
 def test_a_call_longer_than_the_evaluations_allow_is_refused(tmp_path):
-    config = small_config(**{"train.steps_per_call": 3})
+    config = plain_config(**{"train.steps_per_call": 3})
     with pytest.raises(ValueError, match="3 is more than the 2 steps until"):
         train.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_saves_its_state_says_how_to_go_on_and_does(finished, tmp_path, number, code):
     # So that only a stop saves anything between the first epoch and the last.
     rarely = ("--config.eval.every_epochs=9", "--config.checkpoint.every_epochs=9")
     process = start(tmp_path / "run", *rarely)
-    metrics = tmp_path / "run/metrics.jsonl"
-    deadline = time.monotonic() + 100
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert f"--workdir {tmp_path / 'run'} goes on" in errors
-    assert "Traceback" not in errors
+    process.wait_for(tmp_path / "run/metrics.jsonl")
+    process.send(number)
+    result = process.finish(60)
+    assert result.code == code
+    assert f"--workdir {tmp_path / 'run'} goes on" in result.errors
+    assert "Traceback" not in result.errors
     (step,) = store.steps(tmp_path / "run")
     assert step < 18
     assert f"resumed after step {step} of 20" in finish(tmp_path / "run", *rarely)
@@ -216,7 +199,7 @@ def test_another_config_does_not_touch_the_run(finished):
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
-    config = small_config(**{"optim.lr": 1e20, "optim.momentum": 0.0, "train.epochs": 4.0})
+    config = plain_config(**{"optim.lr": 1e20, "optim.momentum": 0.0, "train.epochs": 4.0})
     with pytest.raises(progress.NonFiniteError, match=r"of step \d .* is (nan|inf)"):
         train.train_and_evaluate(config, tmp_path / "run")
     for path in (tmp_path / "run/checkpoints").glob("[0-9]*"):
@@ -225,7 +208,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
-    config = small_config(**{"train.batch_size": 128})
+    config = plain_config(**{"train.batch_size": 128})
     with pytest.raises(ValueError, match="128 is more than the 64 training images"):
         train.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -234,20 +217,20 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="is a file"):
-        train.train_and_evaluate(small_config(), tmp_path / "file")
+        train.train_and_evaluate(plain_config(), tmp_path / "file")
     with pytest.raises(ValueError, match="cannot be made"):
-        train.train_and_evaluate(small_config(), tmp_path / "file" / "below")
+        train.train_and_evaluate(plain_config(), tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_files_of_an_unknown_run_are_not_overwritten(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("mine")
     with pytest.raises(ValueError, match=r"metrics\.jsonl but no config\.json"):
-        train.train_and_evaluate(small_config(), tmp_path)
+        train.train_and_evaluate(plain_config(), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == "mine"
 
 
 def test_the_config_is_checked_before_anything_is_written(tmp_path):
     with pytest.raises(config_lib.ConfigError, match="shortcut 'Z'"):
-        train.train_and_evaluate(small_config(**{"model.shortcut": "Z"}), tmp_path / "run")
+        train.train_and_evaluate(plain_config(**{"model.shortcut": "Z"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

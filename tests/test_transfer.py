@@ -5,30 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small import config as small_config
+from plain import config as plain_config
 
 import resflax
 from resflax import assembly, train, transfer
 from resflax import config as config_lib
 from resflax.parallel import DataParallel
 
-pytestmark = pytest.mark.once
-
-# Compiled faster than the network of the other tests.
-PLAIN = {
-    "model.name": "cifar_resnet20",
-    "model.depth": 8,
-    "model.shortcut": "B",
-    "model.cardinality": None,
-    "model.base_width": None,
-    "model.se_reduction": None,
-}
+PLAIN = {"model.shortcut": "B"}
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrained") / "run"
-    train.train_and_evaluate(small_config(**PLAIN, **{"train.epochs": 1.0}), workdir)
+    train.train_and_evaluate(plain_config(**PLAIN, **{"train.epochs": 1.0}), workdir)
     return workdir
 
 
@@ -47,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 def finetuned(folder, pretrained, workdir, **overrides):
-    config = small_config(
+    config = plain_config(
         **{
             **PLAIN,
             "data.source": "folder",
@@ -88,6 +78,7 @@ def test_the_head_alone_is_new_and_trained(folder, pretrained, tmp_path):
     assert changed(before, after) == {"params": {"head"}, "batch_stats": set()}
 
 
+@pytest.mark.long
 def test_a_stage_is_trained_with_its_statistics(folder, pretrained, tmp_path):
     before = resflax.restore(pretrained).variables
     _, after = finetuned(folder, pretrained, tmp_path / "run", **{"train.trainable": "stage4|head"})
@@ -97,6 +88,8 @@ def test_a_stage_is_trained_with_its_statistics(folder, pretrained, tmp_path):
     }
 
 
+@pytest.mark.long
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("mode", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
     before = resflax.restore(pretrained).variables
@@ -109,7 +102,7 @@ def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
 
 
 def test_without_a_step_the_weights_are_those_given(pretrained):
-    config = small_config(**PLAIN, init_from=str(pretrained))
+    config = plain_config(**PLAIN, init_from=str(pretrained))
     model = config_lib.build_model(config, 10)
     state = assembly.create_state(
         config, model, _Described(), lambda step: 0.1, DataParallel.over("jit")
@@ -124,6 +117,7 @@ class _Described:
         image_shape = (16, 16, 3)
 
 
+@pytest.mark.long
 def test_a_resumed_run_goes_on_from_its_own_state(folder, pretrained, tmp_path):
     _, after = finetuned(folder, pretrained, tmp_path / "run")
     _, again = finetuned(folder, pretrained, tmp_path / "run")
@@ -183,7 +177,7 @@ def test_weights_of_torchvision_start_a_run(folder, tmp_path):
     variables = model.init(jax.random.key(3), jnp.ones((1, 64, 64, 3)), train=False)
     arrays = {k: v.numpy() for k, v in resflax.to_torch(model, variables).items()}
     safetensors.save_file(arrays, tmp_path / "weights.safetensors")
-    config = small_config(
+    config = plain_config(
         **{
             "model.name": "resnet18",
             "model.depth": None,

@@ -85,6 +85,7 @@ VALUES = {
 }
 
 
+@pytest.mark.long
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(data=st.data())
 def test_no_override_makes_a_traceback(data):

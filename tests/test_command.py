@@ -1,0 +1,164 @@
+"""Tests of how a config file is loaded, and of the one line about what is wrong with it."""
+
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from resflax import command
+
+# Of how ml_collections imports a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+CONFIG = """
+from resflax.config import base
+
+def get_config(dataset="digits"):
+    config = base()
+    config.data.source = dataset
+    return config
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "experiment.py"
+    file.write_text(CONFIG)
+    return file
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Parses a command line as a program does, and gives the process its flags back."""
+
+    def call(*arguments):
+        argv = ["program", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        return command.parse(argv)
+
+    with flagsaver.flagsaver():
+        known = set(flags.FLAGS)
+        yield call
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)
+
+
+def load_error(path, text, *overrides):
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - its callers look at the message
+        command.load(str(path), overrides)
+    return str(error.value)
+
+
+def exit_line(capsys, call, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    assert stop.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.endswith("\n")
+    assert errors.count("\n") == 1
+    return errors.rstrip("\n")
+
+
+def test_a_config_has_its_data_set_and_the_overrides_with_their_types(path):
+    config = command.load(
+        f"{path}:shapes",
+        [
+            "--config.model.depth=50",
+            "--config.model.se_stages=(3, 4)",
+            "--config.train.epochs=2",
+            "--config.optim.nesterov=false",
+            "--config.init_from=1",
+        ],
+    )
+    assert config.data.source == "shapes"
+    assert (config.model.depth, config.model.se_stages) == (50, (3, 4))
+    assert isinstance(config.train.epochs, float)
+    assert config.optim.nesterov is False
+    assert config.init_from == "1"
+    assert config.is_locked
+
+
+def test_configs_that_are_loaded_one_after_another_have_nothing_in_common(path):
+    changed = command.load(f"{path}:shapes", ["--config.seed=3"])
+    plain = command.load(str(path))
+    assert (plain.data.source, plain.seed) == ("digits", 0)
+    plain.seed = 5
+    assert changed.seed == 3
+
+
+def test_the_flags_of_the_process_are_left_alone(path, parse):
+    parse("--config", path, "--config.seed=7")
+    argv, before = list(sys.argv), flags.FLAGS.flag_values_dict()
+    command.load(f"{path}:shapes", ["--config.seed=3"])
+    assert (command.CONFIG.value.seed, command.CONFIG.value.data.source) == (7, "digits")
+    assert flags.FLAGS.flag_values_dict() == before
+    assert sys.argv == argv
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("def get_config():\n    return 1 / 0\n", "{}:2: ZeroDivisionError: division by zero"),
+        ("import nothing_of_this_name\n", "{}:1: ModuleNotFoundError: No module named"),
+        ("def get_config(:\n", "{}: SyntaxError: invalid syntax"),
+        ("def get_config():\n    raise ValueError('Take less.')\n", "Take less."),
+    ],
+)
+def test_a_config_that_fails_is_said_with_its_line_unless_it_says_what_is_wrong(path, text, right):
+    assert load_error(path, text).startswith(right.format(path))
+
+
+@pytest.mark.parametrize(
+    ("override", "right"),
+    [
+        ("--config.modle.depth=8", "the config has no field 'modle'; did you mean model?"),
+        ("--config.zzzzzzzz=8", "the config has no field 'zzzzzzzz'."),
+        ("--config.optim.nesterov=maybe", "flag --config.optim.nesterov=maybe: "),
+        ("--other=1", "Unknown command line flag 'other'"),
+    ],
+)
+def test_an_override_that_cannot_be_is_said(path, override, right):
+    assert right in load_error(path, CONFIG, override)
+
+
+def test_a_file_that_is_not_there_is_said(path):
+    missing = path.with_name("nothing.py")
+    with pytest.raises(ValueError, match=rf"--config: there is no file {missing}\.$"):
+        command.load(f"{missing}:digits", ["--config.seed=1"])
+
+
+def test_a_command_line_gives_its_config_the_file_s_name_and_what_is_no_flag(path, parse):
+    rest = parse("stray", "--config", f"{path}:shapes", "--config.train.epochs=2", "--", "--last")
+    assert rest == ["program", "stray", "--last"]
+    assert command.CONFIG.value.data.source == "shapes"
+    assert command.CONFIG.value.train.epochs == 2.0
+    assert command.config_name() == "experiment"
+
+
+def test_a_command_line_that_cannot_be_ends_with_one_line(path, parse, capsys):
+    missing = path.with_name("nothing.py")
+    for arguments, right in (
+        ((), "error: --config FILE.py is required"),
+        (("--config", missing), f"error: --config: there is no file {missing}."),
+        (("--config", path, "--config.model.dpth=8"), "did you mean depth?"),
+    ):
+        assert right in exit_line(capsys, parse, *arguments)
+
+
+def test_a_failure_is_one_line_and_exit_code_2(capsys):
+    said = exit_line(capsys, command.fail, "  the first\n  and\tthe second line.\n")
+    assert said == "error: the first and the second line."
+
+
+def test_a_parser_says_in_one_line_what_is_wrong(capsys):
+    parser = command.Parser(prog="program")
+    parser.add_argument("--images", type=int, required=True)
+    assert parser.parse_args(["--images", "3"]).images == 3
+    for arguments, right in (
+        ([], "error: the following arguments are required: --images"),
+        (["--images", "few"], "error: argument --images: invalid int value: 'few'"),
+    ):
+        assert exit_line(capsys, parser.parse_args, arguments) == right
