@@ -233,6 +233,7 @@ def test_nin_logits_are_those_of_a_plain_forward_pass(size):
 MODELS = [(alexnet(**TINY), 67), (cifar_nin(**TINY_NIN), 8)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("model", "size"), MODELS)
 def test_training_drops_units_and_reaches_every_parameter(model, size):
     x = _normal(0, 8, size, size, 3)
@@ -289,6 +290,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32(model, size
     assert 1e-5 < np.abs(logits - exact).max() / np.abs(exact).max() < 0.05
 
 
+@pytest.mark.long
 def test_alexnet_starts_as_published():
     params = _init(alexnet(**(TINY | {"fc_units": 64})), jnp.zeros((1, 67, 67, 3)))["params"]
     for name, layer in params.items():

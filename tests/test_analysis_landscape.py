@@ -40,6 +40,7 @@ def test_filters_of_a_direction_have_the_norms_of_the_networks(network):
     assert abs(correlation) < 0.2
 
 
+@pytest.mark.long
 def test_the_loss_of_a_point_is_that_of_the_moved_parameters(network):
     images, labels = next(network.batches(8))
     params = network.variables["params"]

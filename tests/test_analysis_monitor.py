@@ -45,6 +45,7 @@ def test_a_run_looks_at_its_blocks(tmp_path, mode, depth):
     }
 
 
+@pytest.mark.long
 def test_the_numbers_are_those_of_the_analyses():
     config = plain_config(**{"model.se_reduction": 2})
     dataset = sources.load(config.data)

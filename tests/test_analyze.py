@@ -101,6 +101,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.long
 def test_a_run_with_other_images_of_its_kind(run):
     whole = analyze.subject.from_run(run, images=50)
     other = analyze.subject.from_run(run, images=50, data={"shapes.seed": 1})
@@ -111,6 +112,7 @@ def test_a_run_with_other_images_of_its_kind(run):
     assert larger.image_shape == (24, 24, 3)
 
 
+@pytest.mark.long
 def test_a_run_with_images_of_other_channels_or_classes(run, tmp_path, capsys):
     digits = ("--data", "source=digits")
     said = failure(capsys, "lesion", "--workdir", str(run), *digits)
@@ -147,6 +149,7 @@ def test_of_ten_crops_the_middle_one_is_looked_at(tmp_path):
     assert one.labels.tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.long
 def test_a_lesion_of_nothing_is_the_evaluation_of_a_run(run):
     one = analyze.subject.from_run(run, images=50)
     found = lesions.measure(one.model, one.variables, list(one.batches(32)), draws=1)

@@ -63,6 +63,7 @@ def test_nothing_is_done_by_default():
     np.testing.assert_array_equal(result, images)
 
 
+@pytest.mark.long
 def test_other_augmentation_does_not_change_what_crops_and_flips_draw():
     images = pictures(16, channels=1)
 
@@ -189,6 +190,7 @@ def test_adjusting_is_torchvisions_arithmetic():
         np.testing.assert_allclose(result, np.reshape(turned, image.shape) * 255, atol=0.01)
 
 
+@pytest.mark.long
 def test_jitter_draws_factors_within_its_strength_of_one():
     image = np.full((1000, 2, 2, 1), 100, np.uint8)
     factors = augmented(image, brightness=0.4)[:, 0, 0, 0] / 100

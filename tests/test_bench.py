@@ -171,6 +171,7 @@ def test_peaks_are_measured():
 # --- our step ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_training_step_trains_and_has_costs():
     contender = ours.Contender(small(name="cifar_resnet20"))
     before = jax.device_get(contender._state.params)

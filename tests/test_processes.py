@@ -278,6 +278,7 @@ def test_fewer_devices_than_expected_are_refused_by_all(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_what_the_first_process_refuses_all_refuse(tmp_path):
     (tmp_path / "run").write_text("mine")
     codes, _, errors = outcome(launch_all(tmp_path / "run", 2, 1))

@@ -127,6 +127,7 @@ def layered(pixels, n=400, layers=1):
     return np.asarray(jax.jit(jax.vmap(augment, (0, None)))(keys, images))
 
 
+@pytest.mark.long
 def test_every_operation_is_drawn_equally_often_with_both_signs():
     pixels = picture(3, 18, 20)  # with fewer than 255, equalising would do nothing
     signs = {name: (1.0, -1.0) if name in GEOMETRIC else (1.0,) for name in PIL_OPERATIONS}
@@ -143,6 +144,7 @@ def test_every_operation_is_drawn_equally_often_with_both_signs():
         assert abs(count - expected) < 5 * expected**0.5, counts
 
 
+@pytest.mark.long
 def test_layers_follow_one_another():
     pixels = jnp.asarray(picture(1, 10, 10), jnp.float32)
     operations = jnp.repeat(jnp.arange(14), 2)

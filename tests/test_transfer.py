@@ -159,7 +159,7 @@ def test_frozen_parameters_have_no_gradient():
     [
         ({"init_from": "/nowhere"}, "/nowhere does not exist"),
         ({"model.shortcut": "A"}, r"config.model.shortcut is 'A', of the weights 'B'"),
-        ({"model.num_filters": 16}, "num_filters is 16, of the weights 8"),
+        ({"model.num_filters": 16}, "num_filters is 16, of the weights 4"),
         ({"train.trainable": "tail"}, "'tail' begins no parameter of .*head"),
         ({"train.trainable": "("}, "no regular expression"),
     ],
