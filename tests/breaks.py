@@ -1,0 +1,423 @@
+"""Breaks the package in one line at a time, and shows which test notices it.
+
+python tests/breaks.py [--tests DIR] [--long] [--unbroken] [NUMBER ...]
+
+Each break is made in a copy of the checkout, where its tests are then to fail. Exit code 1: those
+of a break passed, or none of them ran. Without numbers all breaks are made.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SECONDS = 600  # after which tests that go on count as having noticed the break
+
+
+class Break(NamedTuple):
+    """A mistake.
+
+    Attributes:
+      file: in which it is made.
+      old: what stands there, once in the file.
+      new: what takes its place.
+      tests: that notice it: arguments of pytest, after variables of the environment.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+BREAKS = (
+    # --- resflax/ops -----------------------------------------------------------------------------
+    # NaN becomes zero in the kernels.
+    Break(
+        "resflax/ops/kernels/norm.cc",
+        "sum = sum < 0.0f ? Vector{} : sum",
+        "sum = sum > 0.0f ? sum : Vector{}",
+        "tests/test_nan.py -k 'resnet and kernels'",
+    ),
+    # The last of equal maxima has the gradient.
+    Break(
+        "resflax/ops/kernels/pool.cc",
+        "(pixel > best) | (pixel != pixel)",
+        "(pixel >= best) | (pixel != pixel)",
+        "tests/test_pool.py -k 'ties or equal'",
+    ),
+    # The gradient's kernel is not turned around.
+    Break(
+        "resflax/ops/kernels/winograd.cc",
+        "turned + (kTaps - 1 - tap) * s.in",
+        "turned + tap * s.in",
+        "tests/test_native.py -k winograd",
+    ),
+    # The compiler may take it that no number is NaN.
+    Break("resflax/ops/native.py", '"-O3"', '"-Ofast"', "tests/test_pool.py tests/test_nan.py"),
+    # No kernels on one device.
+    Break(
+        "resflax/ops/native.py",
+        "jax.device_count() == 1",
+        "jax.device_count() > 1",
+        "tests/test_native.py -k choice",
+    ),
+    # XLA loses NaN where it fuses a maximum with a sum.
+    Break(
+        "resflax/ops/activation.py",
+        "jnp.where(x < 0, jnp.zeros_like(x), x)",
+        "jnp.maximum(x, 0)",
+        "tests/test_nan.py -k summed",
+    ),
+    # Images of bfloat16 are not left to XLA.
+    Break(
+        "resflax/ops/norm.py",
+        "return x.dtype == jnp.float32 and x.shape[-1] % 16 == 0",
+        "return x.shape[-1] % 16 == 0",
+        "tests/test_norm.py tests/test_vgg.py tests/test_bench.py -k bfloat16",
+    ),
+    # The gradient of what is the same on all devices is not summed over them.
+    Break(
+        "resflax/ops/norm.py",
+        "_affine(*varying.alike(y.x, y.scale, y.shift, y.residual), rectify)",
+        "_affine(y.x, y.scale, y.shift, y.residual, rectify)",
+        "RESFLAX_TEST_DEVICES=8 tests/test_norm.py -k eight_devices",
+    ),
+    # --- resflax/models --------------------------------------------------------------------------
+    # The variance is that of a device.
+    Break(
+        "resflax/models/layers.py",
+        "mean, square = lax.pmean((mean, square), axis_name)",
+        "mean = lax.pmean(mean, axis_name)",
+        "RESFLAX_TEST_DEVICES=8 tests/test_norm.py -k eight_devices",
+    ),
+    # Groups that do not divide the channels.
+    Break(
+        "resflax/models/layers.py",
+        "math.gcd(32, x.shape[-1])",
+        "min(32, x.shape[-1])",
+        "tests/test_skip.py tests/test_densenet.py tests/test_residual.py tests/test_zoo.py",
+    ),
+    # XLA loses NaN in the maximum of a squeeze.
+    Break(
+        "resflax/models/layers.py",
+        '"max": pool.global_max_pool',
+        '"max": lambda x: jnp.max(x, axis=(1, 2)).astype(jnp.float32)',
+        "tests/test_nan.py -k 'global pool'",
+    ),
+    # Stochastic depth per sample shrinks the branch.
+    Break("resflax/models/residual.py", "y * kept / keep", "y * kept", "tests/test_skip.py"),
+    # The tenth block of a loop comes before the second.
+    Break(
+        "resflax/models/repeat.py",
+        "packed.pop(name) for name in names",
+        "packed.pop(name) for name in sorted(names)",
+        "tests/test_repeat.py",
+    ),
+    # A loop begins with one block too many.
+    Break(
+        "resflax/models/resnet.py",
+        "1 < len(numbers) >= self.scan > 0",
+        "1 < len(numbers) > self.scan > 0",
+        "tests/test_repeat.py",
+    ),
+    # Compression rounds to the nearest number.
+    Break(
+        "resflax/models/densenet.py",
+        "int(self.compression * x.shape[-1])",
+        "round(self.compression * x.shape[-1])",
+        "tests/test_densenet.py",
+    ),
+    # The multiply-adds of groups are those of a dense convolution.
+    Break(
+        "resflax/models/count.py",
+        "math.prod(module.window) * fan_in // module.groups",
+        "math.prod(module.window) * fan_in",
+        "tests/test_count.py tests/test_zoo.py",
+    ),
+    # --- resflax ---------------------------------------------------------------------------------
+    # Convolutions stay with YNNPACK.
+    Break(
+        "resflax/runtime.py",
+        "{_CONVOLUTION_FLAG}=-{",
+        "{_CONVOLUTION_FLAG}={",
+        "tests/test_runtime.py -k ynnpack",
+    ),
+    # A gradient that is not finite spoils the parameters.
+    Break(
+        "resflax/steps.py",
+        "jnp.isfinite(loss) & jnp.isfinite(grad_norm)",
+        "jnp.isfinite(loss)",
+        "tests/test_steps.py tests/test_failure.py tests/test_nan.py",
+    ),
+    # A constant is right.
+    Break(
+        "resflax/metrics.py",
+        "jnp.sum(logits >= true, axis=-1) - 1",
+        "jnp.sum(logits > true, axis=-1)",
+        "tests/test_metrics.py",
+    ),
+    # Steps fall later by the length of the warm-up.
+    Break(
+        "resflax/optimizers.py",
+        "round(e * steps_per_epoch) - warmup:",
+        "round(e * steps_per_epoch):",
+        "tests/test_optimizers.py",
+    ),
+    # A run that goes on forgets its best evaluation.
+    Break(
+        "resflax/train.py",
+        "best = checkpointer.best or (0, -1.0)",
+        "best = (0, -1.0)",
+        "tests/test_train.py",
+    ),
+    # The key of the next step is recorded.
+    Break(
+        "resflax/failure.py",
+        "jnp.asarray(key_data)), error.step - 1)",
+        "jnp.asarray(key_data)), error.step)",
+        "tests/test_failure.py",
+    ),
+    # Frozen parameters have a gradient.
+    Break(
+        "resflax/transfer.py",
+        "leaf if train else lax.stop_gradient(leaf)",
+        "leaf",
+        "tests/test_transfer.py",
+    ),
+    # --- resflax/data ----------------------------------------------------------------------------
+    # The last place of a crop is never drawn.
+    Break(
+        "resflax/data/transforms.py",
+        "(2,), 0, 2 * padding + 1)",
+        "(2,), 0, 2 * padding)",
+        "tests/test_data.py tests/test_augmentation.py",
+    ),
+    # The last example counts twice where a batch is filled up.
+    Break(
+        "resflax/data/examples.py",
+        "(indices < len(self)).astype",
+        "(indices <= len(self)).astype",
+        "tests/test_data.py",
+    ),
+    # Every epoch has the same order.
+    Break(
+        "resflax/data/pipeline.py",
+        "default_rng((seed, epoch))",
+        "default_rng(seed)",
+        "tests/test_data.py",
+    ),
+    # Photographs that are stored on their side are mirrored.
+    Break(
+        "resflax/data/decoding.py",
+        "6: _Orientation(swapped=True, mirrored_y=True)",
+        "6: _Orientation(swapped=True, mirrored_x=True)",
+        "tests/test_decoding.py",
+    ),
+    # --- resflax/checkpoint ----------------------------------------------------------------------
+    # An error of the thread that saves is swallowed.
+    Break(
+        "resflax/checkpoint/saver.py",
+        "begun.result()",
+        "begun.exception()",
+        "tests/test_checkpoint.py",
+    ),
+    # The oldest checkpoint is gone on from.
+    Break(
+        "resflax/checkpoint/store.py",
+        "for step in reversed(steps(workdir)):",
+        "for step in steps(workdir):",
+        "tests/test_checkpoint.py",
+    ),
+    # --- resflax/analysis ------------------------------------------------------------------------
+    # The norms are of the filters' rows.
+    Break(
+        "resflax/analysis/landscape.py",
+        "tuple(range(kernel.ndim - 1))",
+        "tuple(range(1, kernel.ndim))",
+        "tests/test_analysis_landscape.py",
+    ),
+    # Batches of all sizes weigh the same.
+    Break(
+        "resflax/analysis/channels.py",
+        "np.average(share, axis=0, weights=sizes)",
+        "np.average(share, axis=0)",
+        "tests/test_analysis_units.py",
+    ),
+    # The shift of a deleted branch is left.
+    Break(
+        "resflax/analysis/lesions.py",
+        "y._replace(scale=y.scale * keep, shift=y.shift * keep)",
+        "y._replace(scale=y.scale * keep)",
+        "tests/test_analysis_lesion.py",
+    ),
+    # --- resflax/interop -------------------------------------------------------------------------
+    # Kernels are read with their height and width exchanged.
+    Break(
+        "resflax/interop/weights.py",
+        "lambda x: x.transpose(2, 3, 1, 0)",
+        "lambda x: x.transpose(3, 2, 1, 0)",
+        "tests/test_torch.py -k logits",
+    ),
+    # The stem's pool of Keras is that of PyTorch.
+    Break(
+        "resflax/interop/keras.py",
+        '"stem_pool": "zeros"',
+        '"stem_pool": "symmetric"',
+        "tests/test_keras.py",
+    ),
+    # --- resflax/report --------------------------------------------------------------------------
+    # The time of earlier starts is forgotten.
+    Break(
+        "resflax/report/runs.py",
+        "return sum(ends) + max(",
+        "return max(",
+        "tests/test_report.py tests/test_runs.py",
+    ),
+    # The deviation is that of all seeds there are.
+    Break(
+        "resflax/report/learning.py",
+        "np.std(by_epoch[epoch], ddof=1)",
+        "np.std(by_epoch[epoch])",
+        "tests/test_report.py",
+    ),
+    # --- resflax/bench ---------------------------------------------------------------------------
+    # Above 1 the peer is faster.
+    Break("resflax/bench/rounds.py", "[t / o for", "[o / t for", "tests/test_bench.py -k ratio"),
+    # Of the pixels that a stride leaves out only some are not read.
+    Break(
+        "resflax/bench/roofline.py",
+        "read //= module.stride**2",
+        "read //= module.stride",
+        "tests/test_bench.py -k roofline",
+    ),
+    # --- launch ----------------------------------------------------------------------------------
+    # The restarts of a run are shared by its nodes.
+    Break(
+        "launch/kubernetes.py",
+        "options.restarts * num_nodes if",
+        "options.restarts if",
+        "tests/test_kubernetes.py",
+    ),
+    # Two sweeps are at work in one directory.
+    Break("launch/lock.py", "fcntl.LOCK_EX |", "fcntl.LOCK_SH |", "tests/test_lock.py"),
+)
+
+
+def main() -> int:
+    """Makes the breaks of the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tests", type=pathlib.Path, default=ROOT, help="of which checkout")
+    parser.add_argument("--long", action="store_true", help="the long tests too")
+    parser.add_argument("--unbroken", action="store_true", help="break nothing: all must pass")
+    parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="default: all")
+    options = parser.parse_args()
+    wrong = 0
+    for number in options.numbers or range(1, len(BREAKS) + 1):
+        one = BREAKS[number - 1]
+        start = time.monotonic()
+        line, code, said = run(one, options.tests, long=options.long, unbroken=options.unbroken)
+        seconds = time.monotonic() - start
+        if options.unbroken:
+            wrong += code != 0
+            print(f"{number:2} {one.tests}: {said}, {seconds:.0f} s", flush=True)
+            continue
+        is_caught = code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
+        wrong += not is_caught
+        verdict = f"caught by {said}" if is_caught else f"NOT CAUGHT ({said})"
+        change = f"{one.old} -> {one.new}"
+        print(f"{number:2} {one.file}:{line}: {change}: {verdict}, {seconds:.0f} s", flush=True)
+    return int(wrong > 0)
+
+
+def run(
+    one: Break, tests: pathlib.Path = ROOT, *, long: bool = False, unbroken: bool = False
+) -> tuple[int, int, str]:
+    """Runs the tests of a break in a copy of the checkout.
+
+    Args:
+      one: the break.
+      tests: the checkout whose tests are run.
+      long: whether the long tests are run too.
+      unbroken: whether to leave the break out.
+
+    Returns:
+      The line of the break, pytest's exit code, and the test that failed, or its last line.
+    """
+    with tempfile.TemporaryDirectory(prefix="break-") as name:
+        folder = pathlib.Path(name)
+        _copy(ROOT, folder)
+        if tests != ROOT:
+            shutil.rmtree(folder / "tests")
+            _copy(tests, folder, "tests", "pyproject.toml")
+        # What was compiled is used again, and what is compiled here is kept.
+        cache = ROOT / ".pytest_cache" / "resflax"
+        cache.mkdir(parents=True, exist_ok=True)
+        (folder / ".pytest_cache").mkdir()
+        (folder / ".pytest_cache" / "resflax").symlink_to(cache.resolve())
+        path = folder / one.file
+        text = path.read_text()
+        if text.count(one.old) != 1:
+            sys.exit(f"error: {one.file} has {one.old!r} {text.count(one.old)} times, not once.")
+        if not unbroken:
+            path.write_text(text.replace(one.old, one.new))
+        line = text.count("\n", 0, text.index(one.old)) + 1
+        chosen = ["-m", "not slow and not gpu"] if long else []
+        return line, *_pytest(one.tests, chosen, folder)
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path, *paths: str) -> None:
+    """Copies the files of a checkout that git does not ignore, or those under some paths."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *paths],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (source / name).is_file():  # and was not deleted
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, target / name)
+
+
+def _pytest(arguments: str, chosen: list[str], folder: pathlib.Path) -> tuple[int, str]:
+    """Runs tests in a folder up to the first failure: the exit code, and what is said of them."""
+    words = shlex.split(arguments)
+    variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+    words = chosen + [word for word in words if word.partition("=")[0] not in variables]
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    defaults = {"RESFLAX_TEST_DEVICES": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-n0", "-x", "--tb=no", "-p", "no:cacheprovider", *words],
+        cwd=folder,
+        env={**os.environ, **defaults, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output = process.communicate(timeout=SECONDS)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return 1, f"a test that goes on after {SECONDS} s"
+    failed = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", output, re.MULTILINE)
+    return process.returncode, failed[1] if failed else output.strip().rpartition("\n")[2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
