@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from plain import config as plain_config
+from small import config as small_config
 
 from resflax import assembly, create_model, steps, validation
 from resflax import config as config_lib
@@ -38,9 +39,9 @@ class Run:
         return jax.tree.map(lambda x: jax.device_put(jnp.copy(x), x.sharding), self.state)
 
 
-def new_run(mode, num_devices, bn_axis, batch_size=32, on_devices=False):
+def new_run(mode, num_devices, bn_axis, batch_size=32, on_devices=False, make_config=plain_config):
     # Smooth: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
-    config = plain_config(**{"parallel.mode": mode, "model.bn_axis": bn_axis, "model.act": "silu"})
+    config = make_config(**{"parallel.mode": mode, "model.bn_axis": bn_axis, "model.act": "silu"})
     parallel = DataParallel.over(mode, jax.devices()[:num_devices])
     dataset = sources.load(config.data)
     read = resident.read if on_devices else dataset.train.train_batch
@@ -276,9 +277,11 @@ def test_batches_are_not_gathered(mode, count):
     assert "all-to-all" not in hlo
 
 
+@pytest.mark.long
 def test_convolutions_run_on_a_devices_own_images():
     # Of 56 images a device has 7, which divides no other size in the network.
-    hlo = compile_step(new_run("shard_map", 8, "global", batch_size=56), 1).as_text()
+    run = new_run("shard_map", 8, "global", batch_size=56, make_config=small_config)
+    hlo = compile_step(run, 1).as_text()
     assert "all-gather" not in hlo
     assert "all-to-all" not in hlo
     shapes = {

@@ -1,13 +1,13 @@
 """Tests of pooling: of the gradients by places against XLA's own, and of all by definition."""
 
 import functools
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resflax.ops import native
 from resflax.ops.pool import max_pool
 
 pytestmark = pytest.mark.devices(1, 8, long=8)
@@ -31,8 +31,7 @@ SETTINGS = [
 ]
 
 # Lowerings beside XLA's own.
-COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
-OTHERS = ["index", "native"] if COMPILER else ["index"]
+OTHERS = ["index", "native"] if native.available() else ["index"]
 
 
 def _normal(seed, *shape, dtype=jnp.float32):
