@@ -363,7 +363,7 @@ def _kernel_gradient(
     image, out = x.shape[1:3], dy.shape[1:3]
     # How far the strided windows reach over the image; what is beyond the last one has no gradient.
     reach = [stride * (n - 1) + 1 for n in out]
-    sides = [
+    sides: Padding = [
         (p[0], r + k - 1 - n - p[0])
         for p, n, k, r in zip(padding, image, window, reach, strict=True)
     ]
