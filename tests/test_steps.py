@@ -131,3 +131,23 @@ def test_a_mixed_batch_is_learned_by_what_it_is_made_of():
     np.testing.assert_allclose(state.params["w"], 1 - 0.5 * (p - 0.5), rtol=1e-6)
     # What the network says is still compared with the labels.
     np.testing.assert_allclose(metrics["top1"], 0.75)
+
+
+class Steep(Scale):
+    """Logits that are finite, with a derivative that is not."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        w = self.param("w", nn.initializers.ones, ())
+        root = jnp.sqrt(w - 1)
+        return jnp.stack([root * jnp.ones(len(images)), jnp.zeros(len(images))], axis=-1)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_behind_a_finite_loss():
+    state = create_train_state(Steep(), optax.sgd(0.5, 0.9), (2, 2, 1), seed=0, ema=True)
+    after, metrics = step(state, ema_decay=0.5)
+    assert np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["grad_norm"])
+    assert (metrics["skipped"], after.step) == (1, 1)
+    for name in ("params", "batch_stats", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
