@@ -1,13 +1,13 @@
-"""The devices of a test session, and the caches that all test processes share.
+"""The devices that tests run with, and the caches that all test processes share.
 
-RESFLAX_TEST_DEVICES is the number of host devices. Unless it is set, `pytest` starts a session with
-one device, as the command lines have on a CPU, with compiled kernels; and after it one with eight,
-of the tests that are marked `devices(8)` or `devices(1, 8)`.
+RESFLAX_TEST_DEVICES is the number of host devices. Unless it is set, `pytest` runs the tests with one
+device, as the command lines have on a CPU, with compiled kernels; and then those that are marked
+`devices(8)` or `devices(1, 8)` with eight.
 
 Most of a test's time is XLA's compiler, so it optimises less than it would for a user, unless
 XLA_FLAGS says how much. Runs in processes of their own compile as a user's do.
 
-Compiled programs and kernels are kept in .pytest_cache/resflax, for the next session too.
+Compiled programs and kernels are kept in .pytest_cache/resflax, for the next time too.
 """
 
 import collections
@@ -95,7 +95,7 @@ def pytest_testnodedown(node: object) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config):
-    """Runs the session, and after it the one with eight devices."""
+    """Runs the tests with one device, and then those with eight."""
     code = yield
     if hasattr(config, "workerinput") or _VARIABLE in _ENVIRONMENT:
         return code

@@ -38,9 +38,8 @@ def max_pool(
       value: of these pixels; 0 in Keras, whose padding is a layer of its own.
       lowering: of the gradient, which goes to the first of equal maxima: 'lax' (XLA's own, whose
         value may lose NaN on a CPU), 'index' (by the place of each maximum in its window, kept
-        from the forward pass; NaN stays NaN), 'native'
-        (likewise, by compiled kernels for a CPU: float32, channels in sixteens), or None: the
-        fastest known for the platform, where it is available.
+        from the forward pass), 'native' (likewise, by compiled kernels for a CPU: float32,
+        channels in sixteens), or None: the fastest known for the platform, where it is available.
 
     Returns:
       [N, H', W', C].
