@@ -1,8 +1,8 @@
 """The devices that tests run with, and the caches that all test processes share.
 
-RESFLAX_TEST_DEVICES is the number of host devices. Unless it is set, `pytest` runs the tests with one
-device, as the command lines have on a CPU, with compiled kernels; and then those that are marked
-`devices(8)` or `devices(1, 8)` with eight.
+RESFLAX_TEST_DEVICES is the number of host devices. Unless it is set, `pytest` runs the tests with
+one device, as the command lines have on a CPU, with compiled kernels; and then those that are
+marked `devices(8)` or `devices(1, 8)` with eight.
 
 Most of a test's time is XLA's compiler, so it optimises less than it would for a user, unless
 XLA_FLAGS says how much. Runs in processes of their own compile as a user's do.
