@@ -182,7 +182,7 @@ def _accuracy_panel(axis: Axes, metrics: Metrics) -> None:
     axis.set_ylabel("top-1 accuracy (%)")
     epochs, values = _series(metrics, "eval/top1")
     if len(values):
-        best = values.argmax()
+        best = np.flatnonzero(values == values.max())[-1]
         epoch, top1 = epochs[best], 100 * values[best]
         label = f"best {top1:.2f}% at epoch {epoch:.1f}".removesuffix(".0")
         axis.plot(epoch, top1, "*", color=_EVAL, markersize=9, mec="white", mew=0.6, label=label)

@@ -5,13 +5,15 @@ one device, as the command lines have on a CPU, with compiled kernels; and then 
 marked `devices(8)` or `devices(1, 8)` with eight.
 
 Most of a test's time is XLA's compiler, so it optimises less than it would for a user, unless
-XLA_FLAGS says how much. Runs in processes of their own compile as a user's do.
+XLA_FLAGS is set, if only to nothing: then it does what that says.
 
 Compiled programs and kernels are kept in .pytest_cache/resflax, for the next time too.
 """
 
 import collections
 import fcntl
+import gc
+import importlib.metadata
 import os
 import pathlib
 import subprocess
@@ -26,16 +28,14 @@ _CACHE.mkdir(parents=True, exist_ok=True)
 os.environ["XDG_CACHE_HOME"] = str(_CACHE)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        f"--xla_force_host_platform_device_count={_DEVICES}",
-        "--xla_backend_optimization_level=0",
-        # On a busy machine devices may have to wait for each other for longer than the 40 seconds
-        # after which XLA ends the process.
-        "--xla_cpu_collective_call_terminate_timeout_seconds=300",
-        os.environ.get("XLA_FLAGS", ""),
-    ]
-)
+_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if importlib.metadata.version("jax").startswith("0.10."):  # an unknown flag ends the process
+    _QUICK += " --xla_cpu_use_fusion_emitters=false"
+# On a busy machine devices may have to wait for each other for longer than the 40 seconds after
+# which XLA ends the process.
+_PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+_COUNT = f"--xla_force_host_platform_device_count={_DEVICES}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', _QUICK)} {_PATIENT} {_COUNT}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -48,12 +48,16 @@ runtime.configure()
 # A silent broadcast over ranks is a bug more often than a wish.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-_OTHERS = pytest.StashKey[bool]()  # whether tests were selected that want eight devices
+# Tracing makes millions of objects; to look for cycles in them as often as Python would takes a
+# tenth of the time.
+gc.set_threshold(100_000, 50, 100)
+
+_OTHERS = pytest.StashKey[set[str]]()  # files with selected tests that want eight devices
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compiles the kernels, in the first process that comes here."""
-    config.stash[_OTHERS] = False
+    config.stash[_OTHERS] = set()
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         with (_CACHE / "kernels.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -76,7 +80,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if mark and mark.kwargs.get("long") == _DEVICES:
             item.add_marker(pytest.mark.long)
         (chosen if _DEVICES in devices else left_out).append(item)
-        config.stash[_OTHERS] |= 8 in devices
+        if 8 in devices:
+            config.stash[_OTHERS].add(str(item.path))
     config.hook.pytest_deselected(items=left_out)
     items[:] = chosen
 
@@ -84,13 +89,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tells the process that distributes the tests what was selected here."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["others"] = session.config.stash[_OTHERS]
+        session.config.workeroutput["others"] = sorted(session.config.stash[_OTHERS])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object) -> None:
     """Takes note of what was selected in a process that has ended."""
-    node.config.stash[_OTHERS] |= getattr(node, "workeroutput", {}).get("others", False)
+    node.config.stash[_OTHERS].update(getattr(node, "workeroutput", {}).get("others", ()))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -108,9 +113,13 @@ def pytest_cmdline_main(config: pytest.Config):
             pytest.ExitCode.TESTS_FAILED,
         )
     )
-    if code not in goes_on or not config.stash.get(_OTHERS, False):
+    others = config.stash.get(_OTHERS, set())
+    if code not in goes_on or not others:
         return code
     sys.stdout.flush()
-    command = [sys.executable, "-m", "pytest", *config.invocation_params.args]
+    # Where no file is named, it need not read them all.
+    unnamed = config.args_source != pytest.Config.ArgsSource.ARGS
+    files = sorted(others) if unnamed else []
+    command = [sys.executable, "-m", "pytest", *config.invocation_params.args, *files]
     eight = subprocess.run(command, env=_ENVIRONMENT | {_VARIABLE: "8"}, check=False).returncode
     return code if code == pytest.ExitCode.TESTS_FAILED else eight

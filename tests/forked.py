@@ -18,6 +18,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["resflax.train", "resflax.replay", "resflax.command"])
 
 
+def xla_flags(devices=1):
+    """Those of this process, with another number of host devices."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+
+
 class Result(NamedTuple):
     """What a process left."""
 
@@ -38,8 +43,7 @@ class Process:
     def __init__(self, module, *arguments, environment=None):
         self._folder = tempfile.TemporaryDirectory()
         self._files = [pathlib.Path(self._folder.name, name) for name in ("output", "errors")]
-        # No flags of this process's: it may have eight devices.
-        environment = {**os.environ, "XLA_FLAGS": "", **(environment or {})}
+        environment = {**os.environ, "XLA_FLAGS": xla_flags(), **(environment or {})}
         arguments = [str(argument) for argument in arguments]
         target = CONTEXT.Process(target=_run, args=(module, arguments, environment, self._files))
         target.start()

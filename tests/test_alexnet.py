@@ -190,6 +190,7 @@ def _alexnet_forward(params, x, *, padding, lrn):
     return _dense(x, params["head"])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("model", "size", "padding", "lrn"),
     [
@@ -214,6 +215,7 @@ def _nin_forward(params, x):
     return np.maximum(_convolve(x, params["head"]["conv"]), 0).mean((1, 2))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("size", [(8, 11), (10, 13), (4, 5)])
 def test_nin_logits_are_those_of_a_plain_forward_pass(size):
     x = _normal(0, 2, *size, 3)
@@ -277,6 +279,7 @@ def test_dropout_stands_where_it_was_published(model, size, order):
     assert model.dropout == 0.5
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("model", "size"), MODELS)
 def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32(model, size):
     x = _normal(0, 2, size, size, 3)

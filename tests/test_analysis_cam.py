@@ -50,7 +50,7 @@ def logits(model, variables, images):
     return np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", SMALL)
 def test_a_map_averages_to_the_logit(name):
     model, variables, images = network(*SMALL[name], size=64 if name == "vgg" else 16)
@@ -74,6 +74,7 @@ def test_a_map_of_half_precision_averages_to_the_logit():
     )
 
 
+@pytest.mark.long
 def test_grad_cam_of_the_last_map_is_the_positive_part_of_the_class_activation_map():
     model, variables, images = network(*SMALL["resnet"])
     maps = class_maps.measure(model, variables, batches(images))
@@ -145,6 +146,7 @@ def test_the_maps_of_another_class():
 def test_a_class_goes_by_name_or_number():
     one = subject.untrained("cifar_resnet20", {}, images=2, size=16)
     names = one.description.label_names
+    # A figure has the name of its class in no form that could be read.
     assert cam._label(None, one) is None
     assert cam._label(names[4], one) == cam._label("4", one) == 4
     for text in ("10", "-1", "nothing"):
@@ -152,6 +154,7 @@ def test_a_class_goes_by_name_or_number():
             cam._label(text, one)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("fc_units", [8, 16])
 def test_a_network_without_global_pooling_is_refused(fc_units):
     """Also where the last map has as many channels, 16, as are classified."""
@@ -161,6 +164,7 @@ def test_a_network_without_global_pooling_is_refused(fc_units):
         class_maps.measure(model, variables, batches(images))
 
 
+@pytest.mark.long
 def test_an_unknown_stage_is_answered_with_the_stages():
     model, variables, images = network(*SMALL["nin"])
     with pytest.raises(ValueError, match="stage3 is not one of block1, block2, block3"):
@@ -211,6 +215,7 @@ def test_the_command_maps_images_of_another_size(tmp_path, capsys):
     assert (tmp_path / "cam.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_the_command_names_networks_that_have_maps(capsys):
     command = ["cam", "--model", "vgg11", "--set", "num_filters=2", "--set", "fc_units=8"]
     with pytest.raises(SystemExit) as stopped:

@@ -38,7 +38,7 @@ def test_the_share_of_squeeze_excite_is_what_it_adds(name):
     assert gated.se_params > 0
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
@@ -59,6 +59,7 @@ def test_the_stages_of_other_families(name, stages):
     assert gates.stage("block_a10") == "block_a"
 
 
+@pytest.mark.long
 def test_blocks_of_equal_cost_are_those_of_the_papers():
     """He 2015, Figure 5; ResNeXt, Table 2, whose blocks have some 70 thousand weights each."""
     model = create_model("resnet50")
@@ -78,7 +79,7 @@ def test_blocks_of_equal_cost_are_those_of_the_papers():
     assert choices["basic"].network == count(create_model("resnet34"), SHAPE)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "own"),
     [
@@ -105,6 +106,7 @@ def lazy(name, *, trained=False, label=None):
     return dataclasses.replace(one, make_variables=fail, trained=trained, name=label or name)
 
 
+@pytest.mark.long
 def test_runs_are_drawn_by_accuracy_and_keep_their_names_apart(tmp_path):
     paths = [tmp_path / "a" / "seed_0", tmp_path / "b" / "seed_0", tmp_path / "c" / "seed_0"]
     for path, top1 in zip(paths, (0.9, 0.8, None), strict=True):

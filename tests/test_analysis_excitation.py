@@ -57,6 +57,7 @@ def test_statistics_are_those_of_the_gates(size):
     assert found["stage4_block1"].open > 0
 
 
+@pytest.mark.long
 def test_gates_at_every_position_are_averaged():
     model, variables, images, labels = network(se_squeeze="none")
     found = gates.measure(model, variables, batches(images, labels), CLASSES)
@@ -67,6 +68,7 @@ def test_gates_at_every_position_are_averaged():
     assert set(right) == {"none", "stage2", "stage3", "stage4", "all"}
 
 
+@pytest.mark.long
 def test_constant_gates_never_move_and_can_be_replaced():
     model, variables, images, labels = network()
     for name, block in variables["params"].items():
@@ -80,6 +82,7 @@ def test_constant_gates_never_move_and_can_be_replaced():
     assert len(set(right.values())) == 1
 
 
+@pytest.mark.long
 def test_replacing_none_is_the_evaluation_and_replacing_a_stage_is_a_scale():
     model, variables, images, _ = network()
     # Labels that the network gives, but for two.

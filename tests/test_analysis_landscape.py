@@ -82,7 +82,7 @@ def test_a_plane_of_losses_none_of_which_is_finite_can_be_drawn():
 
 
 def test_images_are_drawn_evenly(network):
-    # As in a folder of classes: sorted by class.
+    # As in a folder of classes: sorted by class. A run tells only the loss of what it has drawn.
     labels = np.repeat(np.arange(4, dtype=np.int32), 4)
     ordered = dataclasses.replace(network, labels=labels)
     images, drawn = landscape._batch(ordered, 10**9, None)
@@ -109,13 +109,20 @@ def test_decades_have_labels_of_one_kind():
     assert all("10^" in label for label in shown)
 
 
+def parse(*arguments):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    landscape.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
 def test_no_plane_but_no_missing_line():
-    assert landscape._odd_or_none("0") == 0
-    with pytest.raises(argparse.ArgumentTypeError, match="at least 3"):
-        landscape._odd("0")
+    assert parse("--grid", "0").grid == 0
+    with pytest.raises(argparse.ArgumentError, match="at least 3"):
+        parse("--points", "0")
 
 
 @pytest.mark.parametrize("text", ["2", "1", "-3"])
 def test_points_without_a_middle_are_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="odd"):
-        landscape._odd(text)
+    for flag in ("--points", "--grid"):
+        with pytest.raises(argparse.ArgumentError, match="odd"):
+            parse(flag, text)

@@ -67,6 +67,7 @@ def test_a_deleted_block_is_one_whose_branch_gives_nothing(unit):
     assert np.abs(expected - whole).max() > 1e-3
 
 
+@pytest.mark.long
 def test_a_plain_network_without_a_block_passes_its_input_on():
     network = make(shortcut="none")
     images, _ = next(network.batches(8))
@@ -103,6 +104,7 @@ def test_rates_of_stochastic_depth_stand_beside_the_drops():
     assert "stochastic depth" in lesion.verdict(found)[1]
 
 
+@pytest.mark.long
 def test_a_network_without_residual_blocks_is_refused():
     model = create_model("densenet121", num_classes=10)
     images = jnp.zeros((2, 64, 64, 3))
@@ -124,6 +126,7 @@ def test_a_plain_block_behind_a_wide_stem_can_be_deleted():
     assert np.isfinite(logits).all()
 
 
+# In a whole run these numbers would take a network of 54 blocks.
 def test_numbers_of_blocks_begin_with_one():
     assert [lesions._numbers(most) for most in (0, 1, 2)] == [[], [1], [1]]
     for most in (5, 9, 16, 54):
@@ -143,6 +146,7 @@ def test_equal_drops_have_no_rank_correlation(drops):
     assert "nan" not in " ".join(said)
 
 
+# The figure has them as lines of several panels; which belong together is known before.
 def test_lines_end_with_the_stages_of_deleted_blocks():
     deleted = [lesions.Lesion("block", name, 0.5) for name in BLOCKS]
     assert [x for x, _, _ in lesion._pieces(range(1, 7), deleted)] == [[1, 2], [3, 4], [5, 6]]
@@ -150,6 +154,7 @@ def test_lines_end_with_the_stages_of_deleted_blocks():
     assert [(x, e) for x, _, e in lesion._pieces([1, 3, 5], random)] == [([1, 3, 5], [10.0] * 3)]
 
 
+@pytest.mark.long
 def test_swapped_blocks_have_each_others_parameters_and_statistics(network):
     names = list(BLOCKS)
     (pair,) = order.exchangeable(network.variables["params"], names)

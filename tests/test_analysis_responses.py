@@ -16,6 +16,7 @@ def measured(model, variables, *batches):
     return responses.measure(model, variables, [(b, jnp.zeros(len(b), int)) for b in batches])
 
 
+@pytest.mark.long
 def test_the_first_response_is_that_of_the_stem():
     model, variables, images = network()
     found = measured(model, variables, images)
@@ -42,6 +43,7 @@ def test_layers_are_in_order_and_the_scale_of_a_norm_scales_its_response():
     assert set(ratios.values()) == {1.0}
 
 
+@pytest.mark.long
 def test_batches_of_any_size_give_the_same():
     model, variables, images = network()
     # Of other means, which count towards the deviation of all.
@@ -52,6 +54,7 @@ def test_batches_of_any_size_give_the_same():
         assert (one.mean, one.std) == pytest.approx((other.mean, other.std), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.long
 def test_without_norms_convolutions_respond():
     found = measured(*network(norm="none"))
     assert [r.layer for r in found][:3] == [
@@ -64,6 +67,7 @@ def test_without_norms_convolutions_respond():
     assert "convolution" not in responses.verdict(measured(*network()))
 
 
+@pytest.mark.long
 def test_projections_are_rows_and_not_drawn():
     found = measured(*network(shortcut="B"))
     assert sum(r.projection for r in found) == 2

@@ -51,7 +51,7 @@ def without_branches(variables):
     return {**variables, "params": jax.tree_util.tree_map_with_path(clear, variables["params"])}
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_a_scaled_shortcut_carries_its_scale_to_the_power_of_the_blocks(scale):
     network = make(
@@ -70,6 +70,7 @@ def test_a_sigmoid_plain_net_vanishes_and_shortcuts_and_norms_prevent_it():
     assert "is healthy" in signal.verdict(residual)
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_rest_of_the_network():
     """The block's input is replaced by hand, and the rest differentiated with respect to it."""
     network = make(depth=8)
@@ -140,6 +141,7 @@ def test_clipping_scales_the_gradients_of_all_parameters_alike():
             assert s.parameters == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.long
 def test_limits_of_the_gradient_are_lines_of_their_own(tmp_path, capsys):
     command = ["signal", "--model", "cifar_resnet20", "--set", "depth=8", "--size", "16"]
     command += ["--images", "4", "--out", str(tmp_path), "--clip-norm"]
@@ -160,6 +162,7 @@ def test_limits_of_the_gradient_are_lines_of_their_own(tmp_path, capsys):
         assert "must be positive numbers" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_blocks_come_in_order_whatever_their_names():
     names = [s.block for s in measured(make(depth=8))]
     assert names == ["stem", "stage2_block1", "stage3_block1", "stage4_block1"]

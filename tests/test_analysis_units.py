@@ -37,6 +37,7 @@ def test_every_relu_of_a_residual_net_is_counted_once():
     assert found["stage4_block1"].zeros == pytest.approx(zeros, abs=1e-6)
 
 
+@pytest.mark.long
 def test_a_channel_is_dead_where_it_is_zero_everywhere():
     model, variables, images = network()
     scale = variables["params"]["stage3_block1"]["norm1"]
@@ -50,6 +51,7 @@ def test_a_channel_is_dead_where_it_is_zero_everywhere():
     assert units.verdict([*found.values()]).startswith(f"{sum(u.dead for u in found.values())} of")
 
 
+@pytest.mark.long
 def test_a_unit_that_one_image_wakes_is_alive():
     model, variables, images = network()
     dark = jnp.full_like(images[:1], -100.0)
@@ -59,6 +61,7 @@ def test_a_unit_that_one_image_wakes_is_alive():
     assert counted(model, variables, jnp.concatenate([dark, -dark]), size=1)["stem"].dead == 0
 
 
+@pytest.mark.long
 def test_batches_of_any_size_give_the_same():
     model, variables, images = network(se_reduction=2)
     ones, all_at_once = (counted(model, variables, images, size) for size in (4, 6))
@@ -81,7 +84,7 @@ def test_sigmoids_saturate(act):
     assert other < 0.2
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 def test_sums_without_an_activation_are_no_units(shortcut):
     # A projection reads what the first convolution reads.
@@ -90,6 +93,7 @@ def test_sums_without_an_activation_are_no_units(shortcut):
     assert [u.units for u in found.values()] == [4, 4, 4 + 8, 8 + 16 + 16]
 
 
+@pytest.mark.long
 def test_gates_of_both_kinds():
     model, variables, images = network(se_reduction=2)
     excite = variables["params"]["stage2_block1"]["se"]["excite"]

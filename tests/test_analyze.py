@@ -27,6 +27,7 @@ def failure(capsys, *arguments):
     return error
 
 
+@pytest.mark.long
 def test_every_combination_of_values_is_a_network(tmp_path, capsys):
     arguments = ("signal", "--model", "cifar_resnet20", *SMALL, "--batch", "4")
     assert analyze.main([*arguments, "--set", "shortcut=A,none", "--out", str(tmp_path)]) == 0
@@ -162,6 +163,7 @@ def test_a_lesion_of_nothing_is_the_evaluation_of_a_run(run):
     assert found[0].top1 == pytest.approx(result["eval/top1"])
 
 
+@pytest.mark.long
 def test_statistics_of_many_large_images_are_of_some(monkeypatch):
     seen = []
     monkeypatch.setattr(analyze.subject, "_initialised", lambda model, x, seed: seen.append(x))

@@ -86,7 +86,7 @@ def test_other_augmentation_does_not_change_what_crops_and_flips_draw():
         np.testing.assert_allclose(factors, factors[0], rtol=1e-5)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_depends_on_its_own_key_alone(channels):
     images = jnp.asarray(pictures(6, channels=channels))
@@ -141,6 +141,7 @@ def boxes(n, height, width, scale, ratio=(3 / 4, 4 / 3)):
     return np.stack([middle_y - heights / 2, middle_x - widths / 2, heights, widths], -1)
 
 
+@pytest.mark.long
 def test_resized_crops_have_the_areas_and_ratios_asked_for():
     found = boxes(2000, 64, 64, (0.2, 0.6))
     whole = np.round(found)
@@ -163,6 +164,7 @@ def test_resized_crops_have_the_areas_and_ratios_asked_for():
     assert abs((left / np.maximum(64 - width, 1)).mean() - 0.5) < 0.03
 
 
+@pytest.mark.long
 def test_a_resized_crop_that_never_fits_is_the_largest_allowed_one_in_the_middle():
     found = boxes(20, 16, 64, (0.9, 1.0))
     np.testing.assert_allclose(found, np.tile([0, 21, 16, 21], (20, 1)), atol=0.1)
@@ -264,6 +266,7 @@ def erased_boxes(images, result):
     return found
 
 
+@pytest.mark.long
 def test_erasing_has_the_rate_the_areas_and_the_ratios_asked_for():
     images = np.full((2000, 40, 32, 1), 9, np.uint8)
     result = augmented(images, erasing=0.3, erasing_area=(0.1, 0.2), erasing_ratio=0.5)
@@ -300,6 +303,7 @@ def test_erasing_fills_with_a_value():
     assert set(np.unique(result)) == {0.5, 9.0}
 
 
+@pytest.mark.long
 def test_what_cannot_be_erased_whole_is_left():
     images = np.full((50, 8, 8, 1), 9, np.uint8)
     settings = {"erasing_area": (1.0, 1.0), "erasing_ratio": 1.0}

@@ -170,6 +170,8 @@ def test_peaks_are_measured():
 
 # --- our step ------------------------------------------------------------------------------------
 
+# A contender shows its times alone; what it did is in its state.
+
 
 @pytest.mark.long
 def test_the_training_step_trains_and_has_costs():
@@ -187,6 +189,7 @@ def test_the_training_step_trains_and_has_costs():
     assert costs.compile_seconds > 0
 
 
+@pytest.mark.long
 def test_the_inference_step_gives_out_logits_and_keeps_its_variables():
     case = small("inference", name="cifar_resnet20")
     contender = ours.Contender(case)

@@ -18,7 +18,7 @@ SMALL = ("--images", "9", "--batch", "4", "--size", "16", "--threads", "2", "--r
 
 @pytest.fixture
 def source(tmp_path):
-    return pipeline._write(tmp_path, 9)
+    return pipeline.write_folder(tmp_path, 9)
 
 
 def crops(source, **settings):

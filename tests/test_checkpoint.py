@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import os
+import resource
 import shutil
 import subprocess
 
@@ -50,7 +51,7 @@ OTHERS = [("shard_map", 8), ("pmap", 4), ("jit", 2), ("shard_map", 1)]
 
 # The first four have each of both once.
 @pytest.mark.devices(8)
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("source", "to", "ema"),
     [
@@ -218,6 +219,25 @@ def test_a_state_without_an_evaluation_is_kept_for_going_on(tmp_path):
         assert store.steps(tmp_path) == [1, 3]
         saver.save(at(state, 4), {}, {"top1": 0.4})
     assert store.steps(tmp_path) == [1, 4]
+
+
+def test_a_state_that_cannot_be_written_is_told_of(tmp_path):
+    parallel = parallel_of("jit", 1)
+    state = create(parallel, seed=0)
+    saver = Checkpointer(tmp_path, keep=5)
+    saver.save(at(state, 1), {"next_index": 1}, {"top1": 0.5})
+    saver.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may have a byte
+    try:
+        saver.save(at(state, 2), {"next_index": 2}, {"top1": 0.5})
+        with pytest.raises(SaveError, match="step 2 could not be saved"):
+            saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    saver.close()
+    (restored, position), _ = reopen(tmp_path)
+    assert (int(restored.step), position) == (1, {"next_index": 1})
 
 
 @pytest.fixture

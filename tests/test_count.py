@@ -26,6 +26,7 @@ def _assert_parts_add_up(counted):
             _assert_parts_add_up(part)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "size"),
     [("se_resnext50_32x4d", 224), ("googlenet_bn", 224), ("cifar_densenet40_k12", 32)],
@@ -87,6 +88,7 @@ def test_auxiliary_classifiers_are_counted():
     ]
 
 
+@pytest.mark.long
 def test_the_mapped_axis_of_the_norms_needs_not_be_bound():
     synced = create_model("cifar_resnet20", axis_name="devices")
     plain = create_model("cifar_resnet20")
@@ -107,7 +109,7 @@ REPEATING = [
 ]
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("name", "overrides"), REPEATING)
 def test_the_counts_are_those_of_tracing_everything(name, overrides, monkeypatch):
     model, side = create_model(name, **overrides), 75 if name == "inception_v3" else 32
@@ -116,6 +118,7 @@ def test_the_counts_are_those_of_tracing_everything(name, overrides, monkeypatch
     assert resflax.count(model, (side, side, 3)) == counted
 
 
+# That nothing is traced twice is to be seen only where it is traced.
 def test_a_deeper_network_traces_no_more_calls(monkeypatch):
     calls = []
     count_call = module._count_call
@@ -208,6 +211,7 @@ def test_memory_is_what_the_gradients_need(overrides, per_image, batch_size):
     assert _memory(Small(**overrides), batch_size) == batch_size * per_image
 
 
+@pytest.mark.long
 def test_memory_grows_by_the_same_for_every_image():
     one, two, five = (_memory(create_model("cifar_resnet20"), n, (32, 32, 3)) for n in (1, 2, 5))
     assert five - two == 3 * (two - one)

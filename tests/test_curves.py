@@ -139,6 +139,7 @@ def test_plot_rejects_empty_metrics(tmp_path):
         curves.plot_curves([], tmp_path / "curves.png")
 
 
+# A PNG file cannot be asked for its labels and marks: the figure is, before it is written.
 def test_figure_scales_and_marks_what_it_shows():
     losses, accuracies, rates = curves._draw(_run(), "").axes
     assert losses.get_yscale() == "log"
@@ -148,6 +149,12 @@ def test_figure_scales_and_marks_what_it_shows():
     assert best.get_text() == "best 97.50% at epoch 4"
     assert accuracies.lines[-1].get_xydata().tolist() == [[4.0, 97.5]]
     assert rates.lines[0].get_ydata().tolist() == [0.1] * 40
+
+
+def test_of_equal_accuracies_the_latest_is_marked():
+    # As the checkpoint that is kept as the best.
+    accuracies = curves._draw([_eval(10, 0.8), _eval(20, 0.9), _eval(30, 0.9)], "").axes[1]
+    assert accuracies.lines[-1].get_xydata().tolist() == [[3.0, 90.0]]
 
 
 def test_legend_names_only_what_is_drawn():
@@ -161,6 +168,7 @@ def test_narrow_losses_stay_linear():
     assert curves._draw(metrics, "").axes[0].get_yscale() == "linear"
 
 
+# What is drawn of many numbers is not to be seen in one figure's pixels.
 def test_smooth_keeps_a_slope_and_damps_noise():
     slope = np.linspace(1.0, 0.0, 2000)
     smooth = curves._smooth(slope)

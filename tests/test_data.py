@@ -16,13 +16,13 @@ def numbered(n):
     return examples.ArraySource(images, np.arange(n, dtype=np.int32))
 
 
-def train_batches(n=10, batch_size=4, seed=0, threads=1):
+def train_batches(n=10, batch_size=4, seed=0, threads=1, put=lambda batch, axis: batch):
     return pipeline.TrainBatches(
         n,
         batch_size=batch_size,
         seed=seed,
         read=numbered(n).train_batch,
-        put=lambda batch, axis: batch,
+        put=put,
         threads=threads,
     )
 
@@ -69,8 +69,7 @@ def test_a_position_leads_to_the_next_batch(done):
 
 def test_the_batches_of_a_call_are_stacked_and_put_at_once():
     puts = []
-    batches = train_batches()
-    batches._put = lambda batch, axis: puts.append(axis) or batch
+    batches = train_batches(put=lambda batch, axis: puts.append(axis) or batch)
     single = [np.asarray(row) for row in labels(train_batches(), 7)]
     position = {}
     calls = []

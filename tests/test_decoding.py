@@ -166,6 +166,7 @@ def test_a_crop_depends_on_the_generator_alone(name):
 @pytest.mark.parametrize("seed", range(6))
 def test_a_crop_is_that_of_the_whole_image(settings, seed):
     data = jpeg(203, 151, **settings)
+    # The same draws give the box, which a crop does not tell.
     box = decoding._random_box(
         203, 151, np.random.default_rng(seed), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)
     )

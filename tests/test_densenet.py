@@ -123,7 +123,7 @@ def _rows(*, marked):
 ROW = ("build", "form", "size", "arguments", "params", "gmacs")
 
 
-@pytest.mark.first(2)
+@pytest.mark.long
 @pytest.mark.parametrize(ROW, list(_rows(marked=True)))
 def test_counts_are_the_published_ones(build, form, size, arguments, params, gmacs):
     counted = resflax.count(build(*arguments), (size, size, 3))
@@ -150,7 +150,7 @@ def test_the_network_of_232_layers_has_the_count_of_its_inferred_blocks():
     assert (counted.params, counted.macs) == expected
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "difference"),
     [
@@ -221,6 +221,7 @@ def _forward(variables, x, stage_sizes):
     return x @ params["head"]["kernel"] + params["head"]["bias"]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("arguments", "stage_sizes", "size"),
     [
@@ -240,6 +241,7 @@ def test_logits_are_those_of_a_plain_forward_pass(arguments, stage_sizes, size):
 # --- modes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_training_alone_updates_the_statistics():
     x = 1 + _normal(0, 4, 8, 8, 3)
     model = cifar_densenet(**TINY, bottleneck=True, bn_momentum=0.75)

@@ -34,7 +34,7 @@ def network():
     [
         ("jit", 1),
         pytest.param("shard_map", 8, marks=pytest.mark.devices(8)),
-        pytest.param("pmap", 2, marks=pytest.mark.devices(8)),
+        pytest.param("pmap", 2, marks=[pytest.mark.devices(8), pytest.mark.long]),
     ],
 )
 def test_an_evaluation_in_padded_batches_is_that_of_all_images_at_once(network, mode, num_devices):
@@ -47,6 +47,7 @@ def test_an_evaluation_in_padded_batches_is_that_of_all_images_at_once(network, 
         assert result[name] == pytest.approx(float(sums[name]) / 50, rel=1e-5)
 
 
+@pytest.mark.long
 def test_ten_crops_have_one_prediction(network):
     model, _, variables, _ = network
     size = 12

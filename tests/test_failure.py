@@ -35,6 +35,14 @@ def test_the_step_is_recorded(failed):
     assert not np.isfinite([record.loss, record.grad_norm]).all()
 
 
+def test_the_recorded_key_is_what_the_step_drew_from(failed):
+    workdir, _ = failed
+    record = failure.Failure.read(workdir)
+    # As steps.py has it: a state knows the steps that were taken before.
+    key = jax.random.fold_in(jax.random.key(plain_config().seed), record.step - 1)
+    assert record.key == jax.random.key_data(key).tolist()
+
+
 def test_nothing_is_spoilt(failed):
     for path in (failed[0] / "checkpoints").glob("[0-9]*"):
         variables = resflax.restore(failed[0], step=int(path.name)).variables

@@ -76,7 +76,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_named_and_end_in_the_logits(name):
     overrides, size, expected = NETWORKS[name]
@@ -97,7 +97,7 @@ def test_features_are_named_and_end_in_the_logits(name):
         np.testing.assert_allclose(features["logits"], logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_what_the_modules_give_out(name):
     overrides, size, expected = NETWORKS[name]
@@ -140,6 +140,7 @@ def test_the_parts_of_inception_nets_are_features(name, size):
             assert shape.shape[1:] == counted.parts[name].output_shape
 
 
+@pytest.mark.long
 def test_a_new_head_keeps_the_features():
     ten, two = (
         resflax.create_model("cifar_resnet20", num_classes=n, depth=8, num_filters=4)

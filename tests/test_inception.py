@@ -75,7 +75,7 @@ def _normal(seed, *shape):
 # --- counts --------------------------------------------------------------------------------------
 
 
-@pytest.mark.first(6)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "overrides", "params", "gmacs"),
     [
@@ -120,7 +120,7 @@ def _gates(*channels):
     return sum(2 * c * (c // 16) + c // 16 + c for c in channels)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "channels"),
     [
@@ -133,6 +133,7 @@ def test_gates_stand_on_the_channels_of_their_modules(name, channels):
     assert _counted(name, **SE).params == _counted(name).params + _gates(*channels)
 
 
+@pytest.mark.long
 def test_bn_inception_with_576_channels():
     # 32 channels fewer out of the projections of 4c and 4d: norms, and what reads them.
     at_14 = 32 * 576 + 32 * (96 + 128 + 160) + (608 * 128 - 576 * 96) + 32 * (128 + 192)
@@ -153,6 +154,7 @@ def _up(c_in, c_out, side):
     return np.array([c_in * c_out + c_out, c_in * c_out * side**2])
 
 
+@pytest.mark.long
 def test_inception_resnet_v2_of_the_paper_follows_from_its_figures():
     stem = _convs(
         *[(3, 32, 9, 149), (32, 32, 9, 147), (32, 64, 9, 147), (64, 96, 9, 73)],
@@ -212,6 +214,7 @@ OUTPUTS = {
 OUTPUTS["googlenet_bn"] = OUTPUTS["googlenet"]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_part_gives_out_the_channels_of_the_paper(name):
     parts = [p for part, p in _counted(name).parts.items() if part not in ("dropout", "head")]
@@ -337,6 +340,7 @@ def test_parameter_paths_and_shapes_of_a_module_are_frozen(name, part):
     assert actual == expected
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "overrides", "parts"),
     [
@@ -379,6 +383,7 @@ def test_the_names_of_parts_are_frozen(name, overrides, parts):
     assert " ".join(part for part, p in counted.parts.items() if p.params) == parts
 
 
+@pytest.mark.long
 def test_paths_of_stems_and_auxiliary_classifiers_are_frozen():
     shapes = _shapes(googlenet(aux_heads=True), 224)
     assert not any(path.startswith("batch_stats") for path in shapes)
@@ -398,7 +403,7 @@ def test_paths_of_stems_and_auxiliary_classifiers_are_frozen():
     }
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["googlenet_bn", "inception_v3", "inception_resnet_v1"])
 def test_without_scale_no_norm_has_one(name):
     scaled, unscaled = (_shapes(NETWORKS[name](norm_scale=s), 75) for s in (True, False))
@@ -409,7 +414,7 @@ def test_without_scale_no_norm_has_one(name):
 # --- images --------------------------------------------------------------------------------------
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("shape", [(2, 96, 131, 3), (1, 119, 75, 1)])
 def test_odd_and_even_sizes_fit(name, shape):
@@ -457,6 +462,7 @@ def test_wrong_images_are_told_what_would_be_right(name, overrides, shape, right
         )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "size"), [("googlenet", 79), ("bn_inception", 32), ("inception_v3", 75)]
 )
@@ -497,6 +503,7 @@ def test_wrong_choices_are_told_what_would_be_right(name, overrides, right):
 # --- values --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_branches_follow_one_another():
     x = _normal(0, 2, 5, 6, 3)
     norm = functools.partial(nn.BatchNorm, use_running_average=True)
@@ -531,6 +538,7 @@ def _residual(variables, x, scale, gate=None, act=False):
 BRANCHES = ((inception.Conv(4),), (inception.Conv(2), inception.Conv(3, 3)))
 
 
+@pytest.mark.long
 def test_a_residual_branch_is_scaled_gated_and_added():
     x = _normal(0, 2, 5, 6, 8)
     variables, once = _residual(None, x, 1.0)
@@ -573,6 +581,7 @@ def small():
     return model, _trained(model, x, train=False), x
 
 
+@pytest.mark.long
 def test_training_alone_updates_the_statistics(small):
     model, variables, x = small
     old = variables["batch_stats"]
@@ -583,6 +592,7 @@ def test_training_alone_updates_the_statistics(small):
     assert all(jax.tree.leaves(changed))
 
 
+@pytest.mark.long
 def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32(small):
     model, variables, x = small
     exact = jit(functools.partial(model.apply, train=False))(variables, x)
@@ -595,7 +605,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32(small):
     assert 0 < np.abs(logits - exact).max() / np.abs(exact).max() < 0.1
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "heads", "size"),
     [("googlenet", 2, 224), ("googlenet_bn", 2, 80), ("inception_v3", 1, 299)],

@@ -168,6 +168,13 @@ def test_bad_input_is_final_and_a_stop_is_not(kind):
     assert pod(manifest)["terminationGracePeriodSeconds"] == 600
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_each_node_may_fail_as_often_as_its_run(nodes):
+    (*_, job) = render("--nodes", str(nodes), "--restarts", "5")
+    # Kubernetes counts the pods that failed.
+    assert job["spec"]["backoffLimit"] == 5 * nodes
+
+
 def test_names_are_labels_that_stay_apart():
     names = ["shortcut=A", "shortcut=a", "depth=1" * 30, "2_x", "é", "lr=0.1,", "lr=0.1"]
     made = [kubernetes.name_of(name, "sweep") for name in names]

@@ -75,6 +75,7 @@ def test_processes_meet_with_their_devices(processes, devices):
     assert found == [f"[{i}] devices {i} {devices} {total}" for i in range(processes)]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("act", "code", "told"),
     [
@@ -101,6 +102,7 @@ def test_those_that_do_not_heed_sigterm_are_stopped_too():
     assert "process 1 ended with code 3" in errors
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_passed_on_once(number):
     script = """

@@ -5,8 +5,8 @@ SMALL = ("--config", "tests/small.py")
 
 
 def run(*arguments, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return forked.run("resflax.main", *arguments, environment={"XLA_FLAGS": flags})
+    environment = {"XLA_FLAGS": forked.xla_flags(devices)}
+    return forked.run("resflax.main", *arguments, environment=environment)
 
 
 @pytest.mark.parametrize(

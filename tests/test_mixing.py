@@ -95,6 +95,7 @@ def test_the_target_of_cutmix_is_the_share_of_pixels_exactly():
         np.testing.assert_array_equal(targets, [[1 - share, share], [share, 1 - share]])
 
 
+@pytest.mark.long
 def test_the_boxes_of_cutmix_have_the_drawn_area_and_lie_anywhere():
     side = 32
     images = jnp.zeros((2, side, side, 1)).at[1].set(1.0)
@@ -110,6 +111,7 @@ def test_the_boxes_of_cutmix_have_the_drawn_area_and_lie_anywhere():
     assert covered[16, 16] > covered[0, 0] > 0.02
 
 
+@pytest.mark.long
 def test_with_both_half_of_the_batches_are_mixed_by_each():
     images, _, mixed = mixtures(count=100, mixup=0.5, cutmix=1.0)
     kinds = []

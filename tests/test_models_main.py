@@ -28,6 +28,7 @@ def test_the_list_has_counts_and_published_errors(capsys):
     assert rows["cifar_resnet56"] == ["32", "853,018", "0.1255", "6.97"]
 
 
+@pytest.mark.long
 def test_the_list_is_blank_where_no_error_is_published(capsys):
     rows = _rows(_printed(capsys, "resnet1*"))
     assert rows["resnet101"] == ["224", "44,549,160", "7.8014", "22.626", "6.454"]

@@ -80,7 +80,9 @@ def check(model, side, train):
     assert np.isnan(logits[0]).all()
 
 
-@pytest.fixture(params=[True, False], ids=["kernels", "compositions"])
+@pytest.fixture(
+    params=[True, pytest.param(False, marks=pytest.mark.long)], ids=["kernels", "compositions"]
+)
 def lowering(request, monkeypatch):
     if request.param and not native.usable():
         pytest.skip("there are no compiled kernels")

@@ -109,6 +109,7 @@ def _assert_close(actual, expected, tolerance):
 
 
 # Each two of the four together.
+@pytest.mark.first(2)
 @pytest.mark.devices(1, 8)
 @pytest.mark.parametrize(
     ("shape", "gate", "added", "train"),
@@ -130,6 +131,7 @@ def test_one_pass_agrees_with_flax_step_by_step(shape, gate, added, train):
     _assert_close(actual, expected, 1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])
 def test_bfloat16_agrees_with_float32_within_its_rounding(gate, train):
@@ -177,6 +179,7 @@ def test_the_whole_batch_on_eight_devices(channels, gate, checked):
     _assert_close(actual, _value_and_grads(Plain(True, gate), x, residual), 1e-5)
 
 
+@pytest.mark.long
 def test_without_an_axis_each_device_has_statistics_of_its_own():
     x = _images((2, 3, 5, 6))
     module = layers.BatchNorm(False)
@@ -357,3 +360,14 @@ def test_captured_intermediates_can_be_computed():
     expected = (conv - stats["mean"].reshape(1, 1, 1, -1)) / np.sqrt(1 + 1e-5)
     _assert_close(norm.value(normed), expected, 1e-5)
     assert out.shape == (2, 8, 8, 4)
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize(("channels", "groups"), [(24, 8), (64, 32), (7, 1)])
+def test_group_norm_has_at_most_32_groups_of_equal_size(channels, groups):
+    x = _normal(0, 2, 3, 5, channels)
+    y, _ = layers.GroupNorm(epsilon=0.0).init_with_output(jax.random.key(0), x)
+    grouped = np.asarray(x).reshape(2, 15, groups, -1)
+    mean, variance = (f(grouped, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = ((grouped - mean) / np.sqrt(variance)).reshape(x.shape)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)

@@ -108,30 +108,34 @@ def largest_difference(a, b, collection="params"):
 
 
 ONE_DEVICE = ("jit", 1, "global")
+OTHERS = [pytest.param(mode, marks=pytest.mark.long) for mode in ("pmap", "jit")]
+LAYOUTS = [("shard_map", 8)] + [
+    pytest.param(*layout, marks=pytest.mark.long)
+    for layout in (("pmap", 8), ("jit", 8), ("jit", 1))
+]
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
+@pytest.mark.parametrize("mode", ["shard_map", *OTHERS])
 def test_eight_devices_with_global_batch_norm_compute_what_one_does(mode):
     one, eight = three_steps(*ONE_DEVICE), three_steps(mode, 8, "global")
     assert largest_difference(one, eight) < 1e-5
     assert largest_difference(one, eight, "batch_stats") < 1e-5
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+@pytest.mark.parametrize("mode", ["shard_map", OTHERS[0]])
 def test_batch_norm_per_device_is_another_function(mode):
     one, eight = three_steps(*ONE_DEVICE), three_steps(mode, 8, "device")
     assert largest_difference(one, eight) > 1e-4
     assert largest_difference(one, eight, "batch_stats") > 1e-2
 
 
+@pytest.mark.long
 def test_shard_map_and_pmap_agree_on_batch_norm_per_device():
     shard_map, pmap = three_steps("shard_map", 8, "device"), three_steps("pmap", 8, "device")
     assert largest_difference(shard_map, pmap) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("mode", "devices"), [("jit", 1), ("jit", 8), ("shard_map", 8), ("pmap", 8)]
-)
+@pytest.mark.parametrize(("mode", "devices"), LAYOUTS)
 def test_steps_in_one_call_are_those_of_three_calls(mode, devices):
     apart = three_steps(mode, devices, "global")
     together = three_steps(mode, devices, "global", (2, 1))
@@ -140,9 +144,7 @@ def test_steps_in_one_call_are_those_of_three_calls(mode, devices):
     np.testing.assert_equal(apart.metrics, together.metrics)
 
 
-@pytest.mark.parametrize(
-    ("mode", "devices"), [("jit", 1), ("jit", 8), ("shard_map", 8), ("pmap", 8)]
-)
+@pytest.mark.parametrize(("mode", "devices"), LAYOUTS)
 def test_examples_that_live_on_the_devices_are_those_of_the_host(mode, devices):
     sent = three_steps(mode, devices, "global")
     gathered = three_steps(mode, devices, "global", (2, 1), on_devices=True)
@@ -192,7 +194,8 @@ def tiny_step(mode, num_devices, norm, parts=1, order=slice(None), scale=1 / 255
     return ThreeSteps(variables, parallel.fetch(metrics))
 
 
-@pytest.mark.parametrize(("mode", "devices"), [("jit", 1), ("shard_map", 8), ("pmap", 8)])
+@pytest.mark.first(1)
+@pytest.mark.parametrize(("mode", "devices"), [("shard_map", 8), ("jit", 1), ("pmap", 8)])
 def test_an_update_that_is_not_finite_is_skipped_everywhere(mode, devices):
     skipped = tiny_step(mode, devices, "batch", scale=float("nan"))
     (metrics,) = skipped.metrics
@@ -206,11 +209,12 @@ def test_an_update_that_is_not_finite_is_skipped_everywhere(mode, devices):
     assert metrics["skipped"] == 0
 
 
-@pytest.mark.parametrize("norm", ["none", "group"])
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("mode", "devices", "parts"),
-    [("jit", 1, 4), ("jit", 8, 2), ("shard_map", 8, 4), ("pmap", 8, 2)],
+    [("jit", 1, 4), ("shard_map", 8, 4), ("jit", 8, 2), ("pmap", 8, 2)],
 )
+@pytest.mark.parametrize("norm", ["group", "none"])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(mode, devices, parts, norm):
     apart, whole = tiny_step(mode, devices, norm, parts), tiny_step("jit", 1, norm)
     assert largest_difference(apart, whole) < 1e-5
@@ -248,8 +252,8 @@ def test_a_config_has_batches_in_parts():
     assert memory[1] < 0.5 * memory[0]
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("mode", ["shard_map", *OTHERS])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_state_is_donated(mode, count):
     small, step = run(mode, 8, "global"), compiled(mode, 8, "global", count)
     state = small.start()
@@ -259,8 +263,8 @@ def test_the_state_is_donated(mode, count):
     assert aliases.count("may-alias") == len(jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("mode", ["shard_map", *OTHERS])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_devices_get_bytes_of_their_own_images(mode, count):
     images = first_batch(run(mode, 8, "global"), count)["image"]
     assert images.dtype == np.uint8
@@ -268,8 +272,8 @@ def test_the_devices_get_bytes_of_their_own_images(mode, count):
     assert [shard.data.size for shard in images.addressable_shards] == [images.size // 8] * 8
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap", "jit"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("mode", ["shard_map", *OTHERS])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_batches_are_not_gathered(mode, count):
     hlo = compiled(mode, 8, "global", count).as_text()
     assert "all-reduce" in hlo

@@ -59,6 +59,7 @@ def _assert_close(actual, expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-6 * np.nanmax(np.abs(e)))
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(("window", "stride", "padding", "size"), SETTINGS)
 def test_the_lowerings_agree(window, stride, padding, size):
     x = _normal(0, 2, *size, 32)
@@ -70,6 +71,7 @@ def test_the_lowerings_agree(window, stride, padding, size):
     np.testing.assert_array_equal(lax[0], windows[:, ::stride, ::stride].max((-1, -2)))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("window", "stride", "padding", "size"), SETTINGS[::3])
 def test_they_agree_on_ties_and_signs(window, stride, padding, size):
     # Of three values, so that nearly every window has several maxima; below the padding's 0 too.
@@ -121,6 +123,7 @@ def test_what_is_not_a_number_stays_so(place):
     np.testing.assert_array_equal(max_pool(x, 3, 2, (1, 1), lowering="index"), lax)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("wrap", [jax.checkpoint, jax.vmap, lambda f: lambda x: jax.lax.map(f, x)])
 def test_the_gradient_is_the_same_wherever_it_is_taken(wrap):
     x = _normal(0, 3, 2, 7, 6, 16)

@@ -40,7 +40,7 @@ def free_port():
 
 def launch(*flags, devices=1, environment=()):
     """A process of the plain run, with so many host devices."""
-    options = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    options = forked.xla_flags(devices)
     return subprocess.Popen(
         [sys.executable, "-m", "resflax.main", "--config", "tests/plain.py", *flags],
         cwd=ROOT,

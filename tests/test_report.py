@@ -112,6 +112,7 @@ def test_groups_are_what_varies_except_the_seed(make, tmp_path):
     assert not compared.notes
 
 
+@pytest.mark.long
 def test_fields_that_determine_each_other_are_one_axis(make, tmp_path):
     for cardinality, width in ((1, 64), (4, 32)):
         for depth in (11, 20):
@@ -197,6 +198,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(("name", "text"), [(n, text) for n in DAMAGE for text in DAMAGE[n]])
 def test_a_damaged_file_is_named(make, tmp_path, name, text, capsys):
     (make("broken", 0.5) / name).write_bytes(text.encode("latin-1"))
@@ -299,6 +301,7 @@ def figures(path):
     return dict(plots.draw(compare(path)))
 
 
+@pytest.mark.long
 def test_cost_panels_have_the_means_of_the_finished_runs(make, tmp_path):
     small_sweep(make)
     compared = compare(tmp_path)
@@ -349,6 +352,7 @@ def test_the_heat_map_has_a_number_for_each_cell_that_has_one(make, tmp_path):
     }
 
 
+@pytest.mark.long
 def test_a_cell_tells_of_the_configurations_that_it_lacks(make, tmp_path):
     small_sweep(make)
     for path in (tmp_path / "runs").glob("*"):
@@ -368,6 +372,7 @@ def test_a_cell_tells_of_the_configurations_that_it_lacks(make, tmp_path):
     ]
 
 
+@pytest.mark.long
 def test_long_names_and_numbers_do_not_overlap(make, tmp_path):
     for number in range(9):
         for unit in ("original", "full_preact", "relu_before_addition"):
@@ -383,7 +388,7 @@ def test_long_names_and_numbers_do_not_overlap(make, tmp_path):
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("width", [30, 60, 78])
 def test_a_narrow_terminal_loses_nothing(make, tmp_path, width):
     small_sweep(make)

@@ -88,6 +88,7 @@ def test_option_a_refuses_to_shrink():
         resflax.count(resflax.create_model("resnet18", stem="deep", shortcut="A"), (64, 64, 3))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("block", "shortcut", "projecting"),
     [
@@ -156,6 +157,7 @@ def test_each_unit_is_that_of_the_figure(unit):
     _assert_close(_apply(block, variables, x), expected)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("branch", [residual.basic(8), residual.bottleneck(2)])
 @pytest.mark.parametrize(
     "unit", ["original", "relu_before_addition", "relu_only_preact", "full_preact"]
@@ -176,6 +178,7 @@ def test_bn_after_addition_with_zero_init_starts_as_the_normalised_identity():
     _assert_close(_apply(block, _init(block, x), x), np.maximum(x, 0) / np.sqrt(1 + 1e-5))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("unit", UNITS)
 def test_without_zero_init_no_unit_starts_as_the_identity(unit):
     x = _normal(0, 2, 6, 6, 8)
@@ -223,7 +226,7 @@ def test_a_preact_network_norms_once_more_before_the_head():
     assert preact["stage3_block1"]["norm1"]["scale"].shape == (4,)
 
 
-@pytest.mark.first(6)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("shortcut", axes.CHOICES["shortcut"])
 @pytest.mark.parametrize("unit", UNITS)
 def test_gradients_reach_every_parameter(unit, shortcut):
@@ -252,6 +255,7 @@ def test_gradients_reach_every_parameter(unit, shortcut):
 
 
 # A ReLU after the last norm has no slope at zero: such a unit cannot leave the identity.
+@pytest.mark.first(1)
 @pytest.mark.parametrize("unit", [u for u in UNITS if UNITS[u].last[-1:] != ("act",)])
 def test_zero_init_leaves_a_way_out_of_the_identity(unit):
     x = _normal(0, 2, 6, 6, 8)
@@ -280,6 +284,7 @@ def test_gates_have_the_channels_of_their_place(placement):
     assert params["excite"]["kernel"].shape == (channels // 2, channels)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("placement", axes.CHOICES["se_integration"])
 def test_gates_scale_what_stands_at_their_place(placement):
     x = _normal(0, 2, 5, 6, 8)
@@ -386,6 +391,7 @@ def test_a_grouped_bottleneck_is_a_dense_one_with_a_block_diagonal_kernel(cardin
     _assert_close(_apply(dense, variables, x), expected)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["resnet50", "preact_resnet50", "se_resnext50_32x4d"])
 def test_the_place_of_the_stride_changes_the_work_but_no_parameter(name):
     first, second = (
@@ -410,6 +416,7 @@ def test_a_permuted_batch_permutes_the_logits(name):
     _assert_close(_apply(model, variables, x[order], train=False), logits[order])
 
 
+@pytest.mark.long
 def test_training_alone_updates_the_statistics():
     x = 1 + _normal(0, 4, 8, 8, 3)
     model = _tiny(bn_momentum=0.75)
@@ -431,6 +438,7 @@ def test_training_alone_updates_the_statistics():
     _assert_close(trained["stem"]["norm"]["mean"], 0.75 * old + 0.25 * mean)
 
 
+@pytest.mark.long
 def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32():
     x = _normal(0, 2, 8, 8, 3)
     model = _tiny("cifar_se_resnet110", se_reduction=2, dtype=jnp.bfloat16)
@@ -515,7 +523,7 @@ IMAGENET = {"depth": 14, "num_filters": 4, "num_classes": 5, "any_size": True}
 PATHS = {"cardinality": 4, "base_width": 64, "num_filters": 8}
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "overrides", "stage_sizes", "size"),
     [

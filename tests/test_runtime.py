@@ -66,7 +66,7 @@ def test_convolutions_are_not_left_to_ynnpack(tmp_path):
 )
 def test_the_flag_is_added_to_the_users(monkeypatch, before, after):
     monkeypatch.setenv("XLA_FLAGS", before)
-    runtime._choose_convolutions()
+    runtime.configure()
     assert os.environ["XLA_FLAGS"] == after
 
 
@@ -82,16 +82,16 @@ def test_the_flag_is_added_to_the_users(monkeypatch, before, after):
 def test_a_jaxlib_that_does_not_know_the_flag_gets_none(monkeypatch, name, value):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_x=1")
     monkeypatch.setattr(runtime, name, value)
-    runtime._choose_convolutions()
+    runtime.configure()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_x=1"
 
 
 def test_a_jaxlib_that_cannot_be_read_gets_no_flag(monkeypatch, tmp_path):
     monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setattr(runtime.jaxlib, "__path__", [str(tmp_path)])
-    runtime._choose_convolutions()
+    runtime.configure()
     monkeypatch.setattr(runtime.jaxlib, "__path__", [str(tmp_path / "nothing")])
-    runtime._choose_convolutions()
+    runtime.configure()
     assert "XLA_FLAGS" not in os.environ
 
 
@@ -102,6 +102,7 @@ def test_an_accelerators_host_is_no_cpus(monkeypatch, tmp_path, plugin):
     for platforms, only_cpu in ((None, False), ("cuda,cpu", False), ("cpu", True)):
         config = types.SimpleNamespace(values={"jax_platforms": platforms})
         monkeypatch.setattr(runtime.jax, "config", config)
+        # Only asked: to configure this process for an accelerator would change the tests after it.
         assert runtime._only_cpu() == only_cpu
 
 
@@ -137,9 +138,10 @@ def test_memory_is_mapped_once():
 def test_a_malloc_that_the_user_tunes_is_left_alone(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     monkeypatch.setattr(runtime.ctypes, "CDLL", None)  # to call it would be an error
-    runtime._keep_memory()
+    runtime.configure()
 
 
+@pytest.mark.long
 def test_what_a_process_compiles_the_next_one_finds(tmp_path):
     first = start(tmp_path)
     folder = tmp_path / "cache/resflax/xla"

@@ -56,6 +56,7 @@ def test_the_forms_of_resnext_agree_in_value_and_gradient(form, is_training):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_forms_compute_different_convolutions():
     def convolutions(form):
         model, variables = network(
@@ -82,6 +83,7 @@ def test_constant_scaling_scales_both_terms():
     assert float(branch[0, 0, 0, 0]) == 1.25
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_gates_divide_the_sum(exclusive):
     variables, (shortcut, branch) = terms(residual.Gating(-6.0, exclusive, layers.Conv))
@@ -101,7 +103,7 @@ def test_dropout_on_the_shortcut_is_off_in_evaluation():
     np.testing.assert_array_equal(residual.ShortcutDropout(train=False).apply({}, x, x, x)[0], x)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("skip", axes.CHOICES["skip"])
 def test_every_skip_trains(skip):
     model, variables = network(skip=skip, skip_scale=0.5)
@@ -143,13 +145,14 @@ def test_stochastic_depth_grows_linearly(mode, rates):
     np.testing.assert_allclose([model.drop_rate(stage, 1) for stage in (2, 3, 4)], rates)
 
 
+@pytest.mark.long
 def test_stochastic_depth_changes_from_draw_to_draw():
     model, variables = network(drop_path=0.5, drop_path_mode="sample")
     assert not np.allclose(train(model, variables, 0)[0], train(model, variables, 1)[0])
     np.testing.assert_array_equal(train(model, variables, 0)[0], train(model, variables, 0)[0])
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("act", "norm"),
     [("relu", "group"), *((act, "none") for act in layers.ACTIVATIONS), ("silu", "batch")],

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import pytest
 
 from launch import here, lock, slurm
@@ -321,7 +322,7 @@ def test_two_nodes_run_a_process_each(cluster, tmp_path, monkeypatch):
     code = "import sys, jax; jax.distributed.initialize(); print(jax.process_index(), end=' '); "
     code += "print(jax.process_count(), jax.device_count(), *sys.argv[1:])"
     monkeypatch.setattr(Run, "command", [sys.executable, "-c", code])
-    monkeypatch.setenv("XLA_FLAGS", "")  # a device for each process
+    monkeypatch.setenv("XLA_FLAGS", forked.xla_flags())  # a device for each process
     submit([run], "--nodes", "2")
     wait_for(lambda: not queue())
     lines = (run.workdir / "log.txt").read_text().splitlines()

@@ -128,11 +128,17 @@ def test_a_position_in_the_middle_of_an_epoch_leads_to_the_next_crops(photos, th
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_statistics_are_those_of_all_pixels(channels):
+def test_statistics_are_those_of_all_pixels(channels, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (300, 5, 4, channels), np.uint8)
-    mean, std = sources._statistics(images)
-    np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, rtol=1e-12)
-    np.testing.assert_allclose(std, images.std((0, 1, 2)) / 255, rtol=1e-12)
+    labels = np.arange(300) % 2
+    named = {"train_labels": labels, "test_images": images[:2], "test_labels": labels[:2]}
+    np.savez(tmp_path / "set.npz", train_images=images, **named)
+    config = plain_config(
+        **{"data.source": "arrays", "data.arrays.path": str(tmp_path / "set.npz")}
+    )
+    description = sources.load(config.data).description
+    np.testing.assert_allclose(description.mean, images.mean((0, 1, 2)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(description.std, images.std((0, 1, 2)) / 255, rtol=1e-12)
 
 
 def command(*arguments, module="resflax.data"):

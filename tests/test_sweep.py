@@ -8,18 +8,19 @@ import subprocess
 import sys
 import time
 
+import forked
 import pytest
 
 from launch import lock, sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Two runs of one architecture, quick to compile, and one that cannot be.
+# A run that cannot be, and one that is quick to compile.
 CONFIG = """
 from tests.plain import get_config
 
 def sweep():
-    for lr in (0.1, 0.2, -1.0):
+    for lr in (-1.0, 0.1):
         yield {"optim.lr": lr}
 """
 
@@ -36,7 +37,7 @@ def start(config, workdir, *options):
     return subprocess.Popen(
         [*command, "--workdir", str(workdir), *options],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": forked.xla_flags(), "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -83,7 +84,7 @@ def contents(directory):
 
 @pytest.fixture(scope="module")
 def swept(config, tmp_path_factory):
-    """A sweep of one epoch, two runs at a time."""
+    """A sweep of one epoch, both runs at a time."""
     workdir = tmp_path_factory.mktemp("swept") / "sweep"
     options = ("--parallel", "2", "--override", "train.epochs=1")
     return workdir, options, finish(start(config, workdir, *options))
@@ -92,13 +93,12 @@ def swept(config, tmp_path_factory):
 def test_a_failed_run_does_not_stop_the_others(swept):
     workdir, _, (code, output, errors) = swept
     assert code == 1, errors
-    for name in ("lr=0.1", "lr=0.2"):
-        top1 = json.loads((workdir / name / "result.json").read_text())["eval/top1"]
-        assert f"{name}: done, top-1 {top1:.2%}\n" in output
-        assert not (workdir / name / "error.txt").exists()
+    top1 = json.loads((workdir / "lr=0.1/result.json").read_text())["eval/top1"]
+    assert f"lr=0.1: done, top-1 {top1:.2%}\n" in output
+    assert not (workdir / "lr=0.1/error.txt").exists()
     assert not (workdir / "lr=-1.0/result.json").exists()
     assert "lr=-1.0: failed: config.optim.lr -1.0 must be at least 0." in output
-    assert "2 of 3 done, 1 failed" in output.splitlines()[-1]
+    assert "1 of 2 done, 1 failed" in output.splitlines()[-1]
 
 
 def test_a_run_leaves_its_output_and_its_error(swept):
@@ -123,10 +123,9 @@ def test_the_same_command_starts_what_is_not_finished(config, swept):
 @pytest.mark.long
 def test_finished_runs_are_enough(config, swept):
     workdir, options, _ = swept
-    filters = ("--filter", "optim.lr=0.1", "--filter", "optim.lr=0.2")
-    code, output, _ = finish(start(config, workdir, *options, *filters))
+    code, output, _ = finish(start(config, workdir, *options, "--filter", "optim.lr=0.1"))
     assert code == 0
-    assert "2 of 2 done" in output
+    assert "1 of 1 done" in output
 
 
 @pytest.mark.long
@@ -215,9 +214,9 @@ def test_commands_are_printed_one_a_line(config, swept, tmp_path, capsys):
     arguments = ["--config", str(config), "--executor", "print", "--override", "train.epochs=1"]
     assert sweep.main([*arguments, "--workdir", str(tmp_path / "new")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert f"--config {config} --config.optim.lr=0.1 --config.train.epochs=1" in lines[0]
-    assert lines[0].endswith(f"--workdir {tmp_path}/new/lr=0.1")
+    assert len(lines) == 2
+    assert f"--config {config} --config.optim.lr=0.1 --config.train.epochs=1" in lines[1]
+    assert lines[1].endswith(f"--workdir {tmp_path}/new/lr=0.1")
     assert not (tmp_path / "new").exists()
     assert sweep.main([*arguments, "--workdir", str(workdir)]) == 0
     (line,) = capsys.readouterr().out.splitlines()

@@ -105,6 +105,7 @@ def test_best_and_step_choose_the_checkpoint(finished):
         resflax.restore(workdir / "nothing")
 
 
+@pytest.mark.long
 def test_a_finished_run_is_evaluated_again_and_not_trained(finished):
     workdir, _ = finished
     before = json.loads((workdir / "result.json").read_text())
@@ -121,6 +122,7 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path):
     assert_same_run(finished[0], tmp_path / "run")
 
 
+@pytest.mark.long
 def test_damage_is_walked_back_from(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
@@ -170,7 +172,7 @@ def test_a_call_longer_than_the_evaluations_allow_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_saves_its_state_says_how_to_go_on_and_does(finished, tmp_path, number, code):
     # So that only a stop saves anything between the first epoch and the last.
@@ -198,6 +200,7 @@ def test_another_config_does_not_touch_the_run(finished):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
     config = plain_config(**{"optim.lr": 1e20, "optim.momentum": 0.0, "train.epochs": 4.0})
     with pytest.raises(progress.NonFiniteError, match=r"of step \d .* is (nan|inf)"):

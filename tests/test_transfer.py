@@ -71,6 +71,7 @@ def changed(a, b):
     }
 
 
+@pytest.mark.long
 def test_the_head_alone_is_new_and_trained(folder, pretrained, tmp_path):
     before = resflax.restore(pretrained).variables
     _, after = finetuned(folder, pretrained, tmp_path / "run", **{"train.trainable": "head"})
@@ -124,6 +125,7 @@ def test_a_resumed_run_goes_on_from_its_own_state(folder, pretrained, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, after, again)
 
 
+@pytest.mark.long
 def test_frozen_norms_use_their_running_statistics():
     model = resflax.create_model("cifar_resnet20", depth=8, num_filters=4, scan=0)
     images = 3.0 + jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
@@ -154,6 +156,7 @@ def test_frozen_parameters_have_no_gradient():
     assert np.any(grads["head"]["bias"] != 0)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("overrides", "right"),
     [

@@ -104,6 +104,7 @@ def _adaptive(x, size):
     return means
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("shape", [(7, 7), (1, 1), (2, 3), (6, 8), (14, 21), (10, 13), (7, 9)])
 @pytest.mark.parametrize("size", [6, 7])
 def test_adaptive_means_are_those_of_their_windows(shape, size):
@@ -156,6 +157,7 @@ def _forward(variables, x, stage_sizes):
     return _dense(x, params["head"])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("arguments", "stage_sizes", "size"),
     [
@@ -175,6 +177,7 @@ def test_logits_are_those_of_a_plain_forward_pass(arguments, stage_sizes, size):
 # --- modes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_training_updates_the_statistics_and_drops_units():
     x = 1 + _normal(0, 2, 32, 32, 3)
     model = vgg(**TINY, **BATCH)
@@ -215,6 +218,7 @@ def test_a_net_without_norms_has_no_statistics():
     assert set(_trained(vgg(**TINY), x)) == {"params"}
 
 
+@pytest.mark.long
 def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32():
     x = _normal(0, 2, 32, 32, 3)
     model = vgg(**TINY, **BATCH, se_reduction=2, dtype=jnp.bfloat16).clone(stage_sizes=(1, 2))

@@ -209,6 +209,7 @@ def test_counts_follow_from_a_published_one(row):
     assert _count(row).params == int(COUNTS[base]) + difference
 
 
+@pytest.mark.long
 def test_option_c_projects_thirteen_times_more_than_b_in_resnet34():
     b, c = (resflax.count(create_model("resnet34", shortcut=s), (224, 224, 3)) for s in "BC")
     # A projection costs the same in every stage: twice the channels on a quarter of the pixels.
@@ -339,12 +340,14 @@ def _shapes(model, collection="params", size=16):
     }
 
 
+@pytest.mark.long
 def test_parameter_paths_and_shapes_are_frozen():
     model = create_model("se_resnext50_32x4d", **SMALL)
     frozen = dict(line.split() for line in FROZEN.split("\n") if line)
     assert _shapes(model) == frozen
 
 
+@pytest.mark.long
 def test_statistics_stand_beside_the_parameters_of_their_norms():
     model = create_model("se_resnext50_32x4d", **SMALL)
     norms = {path.removesuffix("/scale") for path in _shapes(model) if path.endswith("/scale")}
@@ -433,6 +436,7 @@ def test_wrong_images_are_told_what_would_be_right(name, shape, right):
     assert said in str(caught.value)
 
 
+@pytest.mark.long
 def test_the_smallest_images_fit():
     assert resflax.count(create_model("resnet18"), (64, 64, 3)).output_shape == (1000,)
     forced = create_model("resnet18", any_size=True)

@@ -90,6 +90,15 @@ def _draw_shapes(image: Image.Image, rng: np.random.Generator) -> None:
         draw.line((x, y, x - w, y + h), fill=colour, width=2)
 
 
+def write_folder(folder: pathlib.Path, count: int) -> FolderSource:
+    """Writes so many of the `jpegs` into a folder, all of class 0; returns them as a source."""
+    files = []
+    for i, data in enumerate(jpegs(count)):
+        files.append(folder / f"{i}.jpg")
+        files[-1].write_bytes(data)
+    return FolderSource.of([(path, 0) for path in files])
+
+
 def batches(
     source: FolderSource, *, size: int, batch_size: int, threads: int, passes: int, seed: int = 0
 ) -> Iterator[np.ndarray]:
@@ -219,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.note(f"other programs are running: {load:.1f} in the last minute")
     with tempfile.TemporaryDirectory(prefix="resflax-bench-") as folder, console.progress():
         console.tell(f"{options.images} JPEGs")
-        source = _write(pathlib.Path(folder), options.images)
+        source = write_folder(pathlib.Path(folder), options.images)
         entries = list(_entries(source, options))
         console.tell("memory")
         memory = _memory(source, options)
@@ -273,14 +282,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
             'pip install "resflax[tf]".'
         )
     return options
-
-
-def _write(folder: pathlib.Path, count: int) -> FolderSource:
-    files = []
-    for i, data in enumerate(jpegs(count)):
-        files.append(folder / f"{i}.jpg")
-        files[-1].write_bytes(data)
-    return FolderSource.of([(path, 0) for path in files])
 
 
 def _entries(source: FolderSource, options: argparse.Namespace) -> Iterator[Entry]:
