@@ -48,7 +48,7 @@ def test_a_lesion_of_nothing_is_the_evaluation(network):
     assert found[0].top1 == 1.0
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("unit", ["original", "full_preact"])
 def test_a_deleted_block_is_one_whose_branch_gives_nothing(unit):
     network = make(unit=unit)

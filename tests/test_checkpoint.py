@@ -45,6 +45,12 @@ def leaves(parallel, state):
     return jax.device_get(jax.tree.leaves(single))
 
 
+# Orbax's threads that wait for one that failed.
+orbax_fails = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+)
+
 SOURCES = [("pmap", 1), ("shard_map", 2), ("jit", 4), ("pmap", 8)]
 OTHERS = [("shard_map", 8), ("pmap", 4), ("jit", 2), ("shard_map", 1)]
 
@@ -221,6 +227,7 @@ def test_a_state_without_an_evaluation_is_kept_for_going_on(tmp_path):
     assert store.steps(tmp_path) == [1, 4]
 
 
+@orbax_fails
 def test_a_state_that_cannot_be_written_is_told_of(tmp_path):
     parallel = parallel_of("jit", 1)
     state = create(parallel, seed=0)
@@ -252,9 +259,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-# Orbax's threads that wait for one that failed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@orbax_fails
 @pytest.mark.parametrize("known", [True, False])
 def test_a_full_disk_keeps_what_is_there(small_disk, monkeypatch, known):
     parallel = parallel_of("jit", 1)

@@ -17,7 +17,7 @@ from resflax.data import sources
 
 # Everything that could go wrong on resuming: averages, dropout, augmentation, momentum, schedule.
 FLAGS = (
-    "--config.train.epochs=10",
+    "--config.train.epochs=6",
     "--config.train.ema_decay=0.9",
     "--config.model.dropout=0.2",
     "--config.optim.warmup_epochs=1",
@@ -73,8 +73,8 @@ def test_a_run_leaves_its_files(finished):
     assert files <= {path.name for path in workdir.iterdir()}
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 21))
-    assert [line["step"] for line in lines if "eval/top1" in line] == list(range(2, 21, 2))
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines if "eval/top1" in line] == list(range(2, 13, 2))
     result = json.loads((workdir / "result.json").read_text())
     assert result["eval/top1"] == lines[-1]["eval/top1"]
     assert result["best/top1"] == max(line.get("eval/top1", 0) for line in lines)
@@ -89,7 +89,7 @@ def test_the_restored_network_gives_the_reported_accuracy(finished):
     accuracy = np.mean(np.argmax(logits, -1) == test.labels)
     result = json.loads((workdir / "result.json").read_text())
     assert accuracy == pytest.approx(result["eval/top1"])
-    assert run.step == 20
+    assert run.step == 12
     assert run.config.model.num_filters == 4
     assert len(run.dataset.label_names) == 10
 
@@ -98,8 +98,8 @@ def test_best_and_step_choose_the_checkpoint(finished):
     workdir, _ = finished
     result = json.loads((workdir / "result.json").read_text())
     assert resflax.restore(workdir, best=True).step == result["best/step"]
-    assert resflax.restore(workdir, step=18).step == 18
-    with pytest.raises(ValueError, match=r"no checkpoint of step 3; it has (\d+, )?18, 20"):
+    assert resflax.restore(workdir, step=10).step == 10
+    with pytest.raises(ValueError, match=r"no checkpoint of step 3; it has (\d+, )?10, 12"):
         resflax.restore(workdir, step=3)
     with pytest.raises(ValueError, match="holds no run"):
         resflax.restore(workdir / "nothing")
@@ -109,7 +109,7 @@ def test_best_and_step_choose_the_checkpoint(finished):
 def test_a_finished_run_is_evaluated_again_and_not_trained(finished):
     workdir, _ = finished
     before = json.loads((workdir / "result.json").read_text())
-    assert "resumed after step 20 of 20" in finish(workdir)
+    assert "resumed after step 12 of 12" in finish(workdir)
     after = json.loads((workdir / "result.json").read_text())
     assert {k: v for k, v in after.items() if k != "seconds"} == {
         k: v for k, v in before.items() if k != "seconds"
@@ -127,17 +127,17 @@ def test_damage_is_walked_back_from(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     (workdir / "result.json").unlink()
-    path = max((workdir / "checkpoints/20/ema").rglob("*"), key=lambda path: path.stat().st_size)
+    path = max((workdir / "checkpoints/12/ema").rglob("*"), key=lambda path: path.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.warns(UserWarning, match="step 20 is damaged.* Step 18 is restored"):
-        assert resflax.restore(workdir).step == 18
-    with pytest.raises(ValueError, match=f"step 20 is damaged: {path} is not what was written"):
-        resflax.restore(workdir, step=20)
+    with pytest.warns(UserWarning, match="step 12 is damaged.* Step 10 is restored"):
+        assert resflax.restore(workdir).step == 10
+    with pytest.raises(ValueError, match=f"step 12 is damaged: {path} is not what was written"):
+        resflax.restore(workdir, step=12)
     output = " ".join(finish(workdir).split())
-    assert f"moved to {workdir / 'damaged_checkpoints/20'}; the run has step 18" in output
-    assert "resumed after step 18 of 20" in output
+    assert f"moved to {workdir / 'damaged_checkpoints/12'}; the run has step 10" in output
+    assert "resumed after step 10 of 12" in output
     assert_same_run(finished[0], workdir)
 
 
@@ -150,10 +150,10 @@ def test_several_steps_in_a_call_change_nothing(finished, tmp_path):
     assert "resumed after step" in finish(tmp_path / "run", *flags)
     assert_same_run(finished[0], tmp_path / "run")
     apart, together = metrics_of(finished[0]), metrics_of(tmp_path / "run")
-    assert sorted(together["train/loss"]) == list(range(1, 21))
+    assert sorted(together["train/loss"]) == list(range(1, 13))
     for name in ("train/loss", "train/top1", "train/grad_norm", "train/lr"):
         assert together[name] == apart[name]
-    assert list(together["eval/top1"]) == [4, 8, 12, 16, 20]
+    assert list(together["eval/top1"]) == [4, 8, 12]
     assert together["eval/top1"].items() <= apart["eval/top1"].items()
 
 
@@ -176,7 +176,7 @@ def test_a_call_longer_than_the_evaluations_allow_is_refused(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_saves_its_state_says_how_to_go_on_and_does(finished, tmp_path, number, code):
     # So that only a stop saves anything between the first epoch and the last.
-    rarely = ("--config.eval.every_epochs=9", "--config.checkpoint.every_epochs=9")
+    rarely = ("--config.eval.every_epochs=5", "--config.checkpoint.every_epochs=5")
     process = start(tmp_path / "run", *rarely)
     process.wait_for(tmp_path / "run/metrics.jsonl")
     process.send(number)
@@ -185,8 +185,8 @@ def test_a_stopped_run_saves_its_state_says_how_to_go_on_and_does(finished, tmp_
     assert f"--workdir {tmp_path / 'run'} goes on" in result.errors
     assert "Traceback" not in result.errors
     (step,) = store.steps(tmp_path / "run")
-    assert step < 18
-    assert f"resumed after step {step} of 20" in finish(tmp_path / "run", *rarely)
+    assert step < 10
+    assert f"resumed after step {step} of 12" in finish(tmp_path / "run", *rarely)
     assert_same_run(finished[0], tmp_path / "run")
 
 

@@ -1,0 +1,127 @@
+"""A step on parts of a batch, and one that is skipped, of a network with a layer of each kind."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+from plain import config as plain_config
+
+from resflax import assembly, steps
+from resflax import config as config_lib
+from resflax.data import sources
+from resflax.parallel import DataParallel
+from resflax.train_state import create_train_state
+
+pytestmark = pytest.mark.devices(8)
+
+
+class Tiny(nn.Module):
+    """A convolution, a norm and a classifier."""
+
+    norm: str
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Conv(8, (3, 3))(images)
+        if self.norm == "batch":
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        elif self.norm == "group":
+            x = nn.GroupNorm(4)(x)
+        return nn.Dense(10)(nn.silu(x).mean((1, 2)))
+
+
+class Step(NamedTuple):
+    """What a step leaves."""
+
+    variables: Any
+    metrics: dict[str, float]
+
+
+def largest_difference(a, b):
+    return max(
+        jax.tree.leaves(jax.tree.map(lambda x, y: np.abs(x - y).max(), a.variables, b.variables))
+    )
+
+
+def take_step(mode, num_devices, norm, parts=1, order=slice(None), scale=1 / 255):
+    """The variables and metrics after a step on 32 images; nothing may have been gathered."""
+    parallel = DataParallel.over(mode, jax.devices()[:num_devices])
+    tx = optax.sgd(0.5)
+    init = functools.partial(create_train_state, Tiny(norm), tx, (8, 8, 3), ema=False)
+    state = parallel.create(init, 0)
+    train_step = functools.partial(
+        steps.train_step,
+        axis_name=parallel.axis_name,
+        augment=lambda keys, images: images * scale,
+        accumulation=parts,
+    )
+    step = parallel.step(train_step, donate_state=True)
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(32, 8, 8, 3), dtype=np.uint8)
+    batch = {"image": images, "label": rng.integers(10, size=32, dtype=np.int32)}
+    placed = parallel.put({name: array[order] for name, array in batch.items()})
+    hlo = step.lower(state, placed).compile().as_text()
+    assert "all-gather" not in hlo
+    assert "all-to-all" not in hlo
+    state, metrics = step(state, placed)
+    variables = jax.device_get(parallel.single(state).eval_variables)
+    return Step(variables, *parallel.fetch(metrics))
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize(("mode", "devices"), [("shard_map", 8), ("jit", 1), ("pmap", 8)])
+def test_an_update_that_is_not_finite_is_skipped_everywhere(mode, devices):
+    skipped = take_step(mode, devices, "batch", scale=float("nan"))
+    assert np.isnan(skipped.metrics["loss"])
+    assert skipped.metrics["skipped"] == 1
+    fresh = jax.device_get(
+        Tiny("batch").init(jax.random.key(0, impl="rbg"), np.zeros((1, 8, 8, 3)), train=False)
+    )
+    jax.tree.map(np.testing.assert_array_equal, skipped.variables, fresh)
+    assert take_step(mode, devices, "batch").metrics["skipped"] == 0
+
+
+@pytest.mark.first(2)
+@pytest.mark.parametrize(
+    ("mode", "devices", "parts"),
+    [("jit", 1, 4), ("shard_map", 8, 4), ("jit", 8, 2), ("pmap", 8, 2)],
+)
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(mode, devices, parts, norm):
+    apart, whole = take_step(mode, devices, norm, parts), take_step("jit", 1, norm)
+    assert largest_difference(apart, whole) < 1e-5
+    for name in ("loss", "top1", "grad_norm"):
+        np.testing.assert_allclose(apart.metrics[name], whole.metrics[name], rtol=1e-5)
+
+
+def test_batch_norm_sees_a_part_as_it_would_on_a_device_of_its_own():
+    apart = take_step("jit", 1, "batch", 4)
+    # Part i has every fourth image from the i-th on; a device has a run of them.
+    devices = take_step("shard_map", 4, "batch", order=np.arange(32).reshape(8, 4).T.ravel())
+    assert largest_difference(apart, devices) < 1e-5
+    assert largest_difference(apart, take_step("jit", 1, "batch")) > 1e-4
+
+
+@pytest.mark.slow
+def test_a_config_has_batches_in_parts():
+    """The network of a run, and its 8 devices; whose memory is what it is for."""
+    memory = []
+    for parts in (1, 4):
+        fields = {"model.norm": "none", "train.grad_accumulation": parts}
+        config = plain_config(**fields)
+        parallel = DataParallel.over("jit", jax.devices()[:1])
+        dataset = sources.load(config.data)
+        model = config_lib.build_model(config, 10)
+        state = assembly.create_state(config, model, dataset, lambda step: 0.1, parallel)
+        batch = parallel.put(dataset.train.train_batch(np.arange(32), np.arange(32)))
+        compiled = assembly.train_step(config, dataset, parallel).lower(state, batch).compile()
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+        last = compiled(state, batch)[1]["loss"]
+        if parts == 1:
+            first = last
+    np.testing.assert_allclose(first, last, rtol=1e-5)
+    assert memory[1] < 0.5 * memory[0]
