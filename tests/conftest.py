@@ -28,6 +28,8 @@ _CACHE.mkdir(parents=True, exist_ok=True)
 os.environ["XDG_CACHE_HOME"] = str(_CACHE)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Where in Python each operation of a program comes from, which no test asks.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 _QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jax").startswith("0.10."):  # an unknown flag ends the process
     _QUICK += " --xla_cpu_use_fusion_emitters=false"

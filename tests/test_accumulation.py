@@ -72,7 +72,7 @@ def take_step(mode, num_devices, norm, parts=1, order=slice(None), scale=1 / 255
     return Step(variables, *parallel.fetch(metrics))
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(("mode", "devices"), [("shard_map", 8), ("jit", 1), ("pmap", 8)])
 def test_an_update_that_is_not_finite_is_skipped_everywhere(mode, devices):
     skipped = take_step(mode, devices, "batch", scale=float("nan"))
@@ -98,6 +98,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(mode, devices, parts, no
         np.testing.assert_allclose(apart.metrics[name], whole.metrics[name], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_batch_norm_sees_a_part_as_it_would_on_a_device_of_its_own():
     apart = take_step("jit", 1, "batch", 4)
     # Part i has every fourth image from the i-th on; a device has a run of them.

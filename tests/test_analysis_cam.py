@@ -86,7 +86,7 @@ def test_grad_cam_of_the_last_map_is_the_positive_part_of_the_class_activation_m
     np.testing.assert_array_equal(same.gradient, maps.gradient)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "stage", "behind"),
     [
@@ -154,7 +154,7 @@ def test_a_class_goes_by_name_or_number():
             cam._label(text, one)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("fc_units", [8, 16])
 def test_a_network_without_global_pooling_is_refused(fc_units):
     """Also where the last map has as many channels, 16, as are classified."""

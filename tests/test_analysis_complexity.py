@@ -167,6 +167,7 @@ def test_names_of_many_stages_stand_in_the_bars_that_have_room():
     assert texts == ["stage0", "stage5", "stage10"]
 
 
+@pytest.mark.long
 def test_the_command_counts_and_compares(tmp_path, capsys):
     command = ["complexity", "--model", "cifar_se_resnet110", "--out", str(tmp_path)]
     assert analyze.main(command) == 0

@@ -80,6 +80,7 @@ def test_a_plain_network_without_a_block_passes_its_input_on():
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.long
 def test_measure(network):
     found = lesions.measure(network.model, network.variables, list(network.batches(48)), draws=2)
     assert [x.what for x in found if x.lesion == "block"] == BLOCKS
@@ -90,7 +91,11 @@ def test_measure(network):
     (swap,) = (x for x in found if x.lesion == "swaps")
     assert swap.what == "1"
     assert swap.tau < 1.0
-    # Accuracies are means over all batches, whatever their sizes.
+
+
+@pytest.mark.long
+def test_accuracies_are_means_over_all_batches_whatever_their_sizes(network):
+    found = lesions.measure(network.model, network.variables, list(network.batches(48)), draws=2)
     parts = lesions.measure(network.model, network.variables, list(network.batches(36)), draws=2)
     assert [x.top1 for x in parts] == pytest.approx([x.top1 for x in found])
 

@@ -30,6 +30,7 @@ def test_the_first_response_is_that_of_the_stem():
     assert found[0].mean == pytest.approx(float(np.mean(y)), abs=1e-5)
 
 
+@pytest.mark.long
 def test_layers_are_in_order_and_the_scale_of_a_norm_scales_its_response():
     model, variables, images = network()
     before = {r.layer: r for r in measured(model, variables, images)}

@@ -116,7 +116,7 @@ def test_ratio_of_a_single_measurement_has_no_spread():
 # --- roofline ------------------------------------------------------------------------------------
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet18", "se_resnext50_32x4d", "densenet121", "vgg11"])
 def test_roofline_has_the_multiply_adds_of_the_count(name):
     model = resflax.create_model(name)
@@ -261,6 +261,7 @@ def test_other_errors_of_an_accelerator_are_raised(monkeypatch):
         capacity.largest_batch(small(), lambda text: None)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("after", "expected"), [(900, 800), (500, None)])
 def test_peak_of_a_device_is_ours_only_if_it_is_the_highest(monkeypatch, after, expected):
     stats = iter([(100, 500), (100, after)])
@@ -308,6 +309,7 @@ def test_stock_flax_computes_the_same():
     assert seen.count(nn.BatchNorm) == seen.count(nn.Conv)
 
 
+@pytest.mark.long
 def test_stock_flax_has_the_max_pool_of_lax():
     case = Case("resnet18", resflax.create_model("resnet18"), 64, 1, "train")
     stock_apply = stock.apply_fn(case.plain)

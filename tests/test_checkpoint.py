@@ -57,7 +57,7 @@ OTHERS = [("shard_map", 8), ("pmap", 4), ("jit", 2), ("shard_map", 1)]
 
 # The first four have each of both once.
 @pytest.mark.devices(8)
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("source", "to", "ema"),
     [
@@ -159,6 +159,7 @@ def test_a_damaged_step_is_walked_back_from(two):
     assert store.steps(two) == [1, 2]
 
 
+@pytest.mark.long
 def test_an_older_damaged_step_is_set_aside_too(two):
     (two / "checkpoints/1/metrics/metrics").write_text("{")
     (state, _), (said,) = reopen(two)
@@ -171,6 +172,7 @@ def test_an_older_damaged_step_is_set_aside_too(two):
     assert {path.name for path in (two / "damaged_checkpoints").iterdir()} == {"1", "1-2"}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["7", "007"])
 def test_a_directory_that_looks_like_a_step_is_none(two, name):
     (two / "checkpoints" / name).mkdir()
@@ -213,6 +215,7 @@ def test_another_networks_state_is_refused_by_the_leafs_name(two):
         loader.restore_latest(parallel.create(init, 0), parallel.replicated)
 
 
+@pytest.mark.long
 def test_a_state_without_an_evaluation_is_kept_for_going_on(tmp_path):
     parallel = parallel_of("jit", 1)
     state = create(parallel, seed=0)
@@ -259,6 +262,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.first(1)
 @orbax_fails
 @pytest.mark.parametrize("known", [True, False])
 def test_a_full_disk_keeps_what_is_there(small_disk, monkeypatch, known):

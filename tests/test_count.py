@@ -76,6 +76,7 @@ def test_parameters_of_no_part_are_the_modules_own():
     assert (counted.params, counted.parts["layer"].params) == (3 + 8, 8)
 
 
+@pytest.mark.long
 def test_auxiliary_classifiers_are_counted():
     plain, aux = (
         resflax.count(create_model("googlenet_bn", aux_heads=a), (224, 224, 3)) for a in (0, 1)

@@ -99,7 +99,7 @@ RUNS = {
 }
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", RUNS)
 def test_plot_writes_a_picture_and_nothing_else(tmp_path, name):
     metrics = curves.read_metrics(_write(tmp_path, RUNS[name]))

@@ -59,6 +59,7 @@ def test_ten_crops_have_one_prediction(network):
     np.testing.assert_allclose(jax.nn.softmax(logits), np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_config_has_ten_crops_evaluated(network, tmp_path):
     model, _, variables, _ = network
     colours = np.linspace(0, 255, 120, dtype=np.uint8)

@@ -49,6 +49,7 @@ def test_nothing_is_spoilt(failed):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
 
 
+@pytest.mark.long
 def test_a_replay_gives_the_same(failed, capsys):
     workdir, _ = failed
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}

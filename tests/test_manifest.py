@@ -56,6 +56,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_damage_to_every_file_is_seen_and_named(saved, tmp_path, damage):
     assert Manifest.verify(saved).metrics == {"top1": 0.5}

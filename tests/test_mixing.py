@@ -55,7 +55,7 @@ def test_mixup_combines_images_and_targets_alike():
         np.testing.assert_allclose(mixed_targets.sum(-1), 1, atol=1e-6)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_the_shares_of_mixup_are_beta_distributed(alpha):
     mix = mixing.mixer(mixup=alpha, cutmix=0.0)

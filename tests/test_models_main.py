@@ -152,6 +152,7 @@ def test_errors_are_one_line(capsys, argv, message):
     assert re.fullmatch(f"error: .*{message}.*\n", err)
 
 
+@pytest.mark.long
 def test_a_reader_may_stop_reading():
     command = [sys.executable, "-m", "resflax.models", "cifar_plain*"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

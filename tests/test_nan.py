@@ -30,6 +30,7 @@ NETWORKS = {
     "vgg": ("vgg11", {"num_filters": 2, "fc_units": 8}),
     "alexnet": ("alexnet", {"fc_units": 8}),
 }
+QUICK = ("resnet", "preact", "leaky", "stem", "resnext", "se", "densenet", "vgg")
 SIDES = {"alexnet": 96, "vgg": 32, "nin": 32, "stem": 64}
 
 
@@ -91,7 +92,9 @@ def lowering(request, monkeypatch):
 
 
 # Statistics of a batch carry NaN by themselves: the evaluation is where activations matter.
-CASES = [(name, False) for name in NETWORKS] + [("resnet", True), ("se", True)]
+CASES = [
+    pytest.param(name, False, marks=[] if name in QUICK else pytest.mark.long) for name in NETWORKS
+] + [("resnet", True), pytest.param("se", True, marks=pytest.mark.long)]
 
 
 @pytest.mark.usefixtures("lowering")

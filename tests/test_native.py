@@ -71,6 +71,7 @@ def test_every_width_of_groups(channels, outputs, groups, stride):
 
 
 # Widths of 1 to 30 are computed by all the numbers of pixels at a time, and their remainders.
+@pytest.mark.first(10)
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 8, 13, 14, 15, 30])
 @pytest.mark.parametrize(("channels", "groups"), [(16, 1), (16, 4)])
 def test_every_size_of_images(channels, groups, size):
@@ -80,6 +81,7 @@ def test_every_size_of_images(channels, groups, size):
         _check((2, size + 1, size, channels), kernel, **settings)
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize(
     ("window", "padding"),
     [
@@ -99,6 +101,7 @@ def test_every_window_and_padding(window, padding, stride):
         _check((2, 9, 8, channels), kernel, stride=stride, padding=padding, groups=groups)
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize(
     ("window", "stride", "outputs"),
@@ -112,6 +115,7 @@ def test_photographs(channels, window, stride, outputs):
 
 
 # Of several sets of slabs, and bands of which the last has fewer rows, in one phase or in both.
+@pytest.mark.first(3)
 @pytest.mark.parametrize(("height", "stride"), [(61, 1), (61, 2), (64, 2)])
 @pytest.mark.parametrize(("channels", "groups"), [(256, 64), (64, 1), (192, 12)])
 def test_images_of_many_rows_are_computed_in_bands(channels, groups, height, stride):
@@ -184,6 +188,7 @@ conv2d(jnp.ones((1, 5, 5, 16)), jnp.ones((1, 1, 16, 16)), lowering="native")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "path",
     [pytest.param(os.environ["PATH"], marks=pytest.mark.slow), ""],

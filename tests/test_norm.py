@@ -131,7 +131,7 @@ def test_one_pass_agrees_with_flax_step_by_step(shape, gate, added, train):
     _assert_close(actual, expected, 1e-5)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])
 def test_bfloat16_agrees_with_float32_within_its_rounding(gate, train):
@@ -156,6 +156,7 @@ def test_the_result_of_bfloat16_is_rounded_once():
     np.testing.assert_array_equal(y, jnp.maximum(exact, 0).astype(jnp.bfloat16))
 
 
+@pytest.mark.first(2)
 @pytest.mark.devices(8)
 @pytest.mark.parametrize(
     ("channels", "gate", "checked"),
@@ -332,6 +333,7 @@ class Block(nn.Module):
         return layers.Conv(5, self.next_size, dtype=self.dtype, name="next")(y)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("added", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize(("gate", "next_size"), [(False, 3), (False, 1), (True, 3)])

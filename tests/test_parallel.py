@@ -143,6 +143,7 @@ def test_steps_in_one_call_are_those_of_three_calls(mode, devices):
     np.testing.assert_equal(apart.metrics, together.metrics)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("mode", "devices"), LAYOUTS)
 def test_examples_that_live_on_the_devices_are_those_of_the_host(mode, devices):
     sent = three_steps(mode, devices, "global")

@@ -11,6 +11,7 @@ def _image(height, width):
     return np.arange(1, 2 * height * width * 3 + 1, dtype=np.float32).reshape(2, height, width, 3)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (6, 6), (7, 3)])
 def test_interleaving_is_the_inverse_of_taking_phases(height, width, stride):

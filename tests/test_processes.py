@@ -247,6 +247,7 @@ def test_where_one_dies_the_others_end_and_name_it(tmp_path, victim):
     group[victim].communicate()
 
 
+@pytest.mark.long
 def test_a_coordinator_that_does_not_answer_is_named(tmp_path):
     address = f"localhost:{free_port()}"
     place = ("--coordinator", address, "--num_processes=2", "--process_id=1")

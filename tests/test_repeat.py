@@ -18,8 +18,9 @@ from resflax.train_state import create_train_state
 IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
 
 # Three blocks a stage: one that changes the shape, and two equal ones; four, where the last of them
-# halves the image.
+# halves the image; two, which are equal in the first stage alone.
 NETWORKS = {
+    "shallow": {"name": "cifar_resnet20", "depth": 14},
     "basic": {"name": "cifar_resnet20", "depth": 20},
     "preact": {"name": "cifar_preact_resnet164", "depth": 29},
     "grouped": {"name": "cifar_resnext29_8x64d", "cardinality": 4, "base_width": 32},
@@ -93,6 +94,7 @@ def test_the_program_of_a_loop_does_not_grow_with_the_depth():
     assert size(110, 0) > 3 * size(110, 2)
 
 
+@pytest.mark.long
 def test_blocks_of_a_loop_start_differently():
     kernels = [init(network())["params"][f"stage2_block{i}"]["conv1"]["kernel"] for i in (1, 2, 3)]
     for i, kernel in enumerate(kernels):

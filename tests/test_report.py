@@ -251,6 +251,7 @@ def small_sweep(make):
                 )
 
 
+@pytest.mark.long
 def test_the_report_writes_tables_and_pictures(make, tmp_path, capsys):
     small_sweep(make)
     out = tmp_path / "out"
@@ -339,6 +340,7 @@ def test_curves_are_means_with_bands_and_dashed_where_nothing_is_finished(make, 
     assert (first.get_linestyle(), second.get_linestyle()) == ("-", "--")
 
 
+@pytest.mark.long
 def test_the_heat_map_has_a_number_for_each_cell_that_has_one(make, tmp_path):
     small_sweep(make)
     for path in (tmp_path / "runs").glob("20B*"):

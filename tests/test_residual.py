@@ -406,6 +406,7 @@ def test_the_place_of_the_stride_changes_the_work_but_no_parameter(name):
 # --- networks ------------------------------------------------------------------------------------
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["cifar_se_resnet110", "cifar_preact_resnet110"])
 def test_a_permuted_batch_permutes_the_logits(name):
     x, order = _normal(0, 6, 8, 8, 3), [3, 1, 5, 0, 4, 2]

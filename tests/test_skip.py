@@ -103,7 +103,7 @@ def test_dropout_on_the_shortcut_is_off_in_evaluation():
     np.testing.assert_array_equal(residual.ShortcutDropout(train=False).apply({}, x, x, x)[0], x)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("skip", axes.CHOICES["skip"])
 def test_every_skip_trains(skip):
     model, variables = network(skip=skip, skip_scale=0.5)
@@ -114,6 +114,7 @@ def test_every_skip_trains(skip):
     assert mutated["batch_stats"].keys() == variables["batch_stats"].keys()
 
 
+@pytest.mark.long
 def test_conv1x1_is_option_c():
     _, a = network(skip="conv1x1", shortcut="A")
     _, b = network(shortcut="C")
@@ -152,7 +153,7 @@ def test_stochastic_depth_changes_from_draw_to_draw():
     np.testing.assert_array_equal(train(model, variables, 0)[0], train(model, variables, 0)[0])
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("act", "norm"),
     [("relu", "group"), *((act, "none") for act in layers.ACTIVATIONS), ("silu", "batch")],

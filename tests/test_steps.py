@@ -34,6 +34,7 @@ def state_of(ema=False):
     return create_train_state(Scale(), optax.sgd(0.5), (2, 2, 1), seed=0, ema=ema)
 
 
+@pytest.mark.devices(1, 8, long=8)
 def test_a_step_descends_the_mean_loss():
     state, metrics = step(state_of())
     p = 1 / (1 + np.exp(-1.0))

@@ -90,6 +90,7 @@ def swept(config, tmp_path_factory):
     return workdir, options, finish(start(config, workdir, *options))
 
 
+@pytest.mark.long
 def test_a_failed_run_does_not_stop_the_others(swept):
     workdir, _, (code, output, errors) = swept
     assert code == 1, errors
@@ -101,6 +102,7 @@ def test_a_failed_run_does_not_stop_the_others(swept):
     assert "1 of 2 done, 1 failed" in output.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_run_leaves_its_output_and_its_error(swept):
     workdir, _, _ = swept
     assert "eval loss" in (workdir / "lr=0.1/log.txt").read_text()
@@ -209,16 +211,23 @@ def test_two_sweeps_in_one_directory_are_one_too_many(config, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [lock.LOCK]
 
 
-def test_commands_are_printed_one_a_line(config, swept, tmp_path, capsys):
-    workdir, _, _ = swept
-    arguments = ["--config", str(config), "--executor", "print", "--override", "train.epochs=1"]
-    assert sweep.main([*arguments, "--workdir", str(tmp_path / "new")]) == 0
+PRINT = ["--executor", "print", "--override", "train.epochs=1"]
+
+
+def test_commands_are_printed_one_a_line(config, tmp_path, capsys):
+    arguments = ["--config", str(config), "--workdir", str(tmp_path / "new"), *PRINT]
+    assert sweep.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert f"--config {config} --config.optim.lr=0.1 --config.train.epochs=1" in lines[1]
     assert lines[1].endswith(f"--workdir {tmp_path}/new/lr=0.1")
     assert not (tmp_path / "new").exists()
-    assert sweep.main([*arguments, "--workdir", str(workdir)]) == 0
+
+
+@pytest.mark.long
+def test_the_command_of_a_finished_run_is_not_printed(config, swept, capsys):
+    workdir, _, _ = swept
+    assert sweep.main(["--config", str(config), "--workdir", str(workdir), *PRINT]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert "optim.lr=-1.0" in line
 

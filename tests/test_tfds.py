@@ -173,6 +173,7 @@ def test_images_that_are_stored_as_pixels(data_dir):
     np.testing.assert_array_equal(example["image"], pixels(example["image"][0, 0, 0]))
 
 
+@pytest.mark.long
 def test_no_tensorflow_is_imported(data_dir):
     code = (
         "import sys\n"

@@ -102,6 +102,7 @@ def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
     assert result["best/top1"] > 0.5
 
 
+@pytest.mark.long
 def test_without_a_step_the_weights_are_those_given(pretrained):
     config = plain_config(**PLAIN, init_from=str(pretrained))
     model = config_lib.build_model(config, 10)
@@ -156,7 +157,7 @@ def test_frozen_parameters_have_no_gradient():
     assert np.any(grads["head"]["bias"] != 0)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "right"),
     [
