@@ -245,9 +245,11 @@ def test_a_state_that_cannot_be_written_is_told_of(tmp_path):
             saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    saver.save(at(state, 3), {"next_index": 3}, {"top1": 0.5})
     saver.close()
+    assert store.steps(tmp_path) == [1, 3]
     (restored, position), _ = reopen(tmp_path)
-    assert (int(restored.step), position) == (1, {"next_index": 1})
+    assert (int(restored.step), position) == (3, {"next_index": 3})
 
 
 @pytest.fixture
