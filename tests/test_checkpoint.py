@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from resflax.checkpoint import Checkpointer, CheckpointError, SaveError, store
@@ -250,6 +251,22 @@ def test_a_state_that_cannot_be_written_is_told_of(tmp_path):
     assert store.steps(tmp_path) == [1, 3]
     (restored, position), _ = reopen(tmp_path)
     assert (int(restored.step), position) == (3, {"next_index": 3})
+
+
+def test_a_save_that_fails_in_its_thread_is_told_of(tmp_path, monkeypatch):
+    # As where not even a directory can be made.
+    def fail(*arguments, **settings):
+        raise OSError("no inode is left")
+
+    parallel = parallel_of("jit", 1)
+    with contextlib.closing(Checkpointer(tmp_path, keep=5)) as saver:
+        with monkeypatch.context() as broken:
+            broken.setattr(ocp.CheckpointManager, "save", fail)
+            saver.save(at(create(parallel, seed=0), 1), {}, {"top1": 0.5})
+            with pytest.raises(SaveError, match="step 1 could not be saved: no inode is left"):
+                saver.wait()
+        saver.save(at(create(parallel, seed=0), 2), {}, {"top1": 0.5})
+    assert store.steps(tmp_path) == [2]
 
 
 @pytest.fixture
