@@ -37,7 +37,8 @@ if importlib.metadata.version("jax").startswith("0.10."):  # an unknown flag end
 # which XLA ends the process.
 _PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
 _COUNT = f"--xla_force_host_platform_device_count={_DEVICES}"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', _QUICK)} {_PATIENT} {_COUNT}"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # it has those of the process that started it
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', _QUICK)} {_PATIENT} {_COUNT}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
