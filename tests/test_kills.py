@@ -74,7 +74,7 @@ def assert_same(a, b):
 @pytest.mark.parametrize(
     ("placement", "kills", "epochs"),
     [
-        pytest.param("auto", 10, 60, marks=pytest.mark.long),
+        pytest.param("auto", 10, 60, marks=pytest.mark.slow),
         pytest.param("device", 25, 60, marks=pytest.mark.slow),
         pytest.param("host", 25, 60, marks=pytest.mark.slow),
     ],

@@ -61,8 +61,11 @@ def assert_close(a, b, tolerance):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * np.abs(x).max())
 
 
-@pytest.mark.first(1)
-@pytest.mark.parametrize("key", NETWORKS)
+@pytest.mark.parametrize(
+    "key",
+    ["shallow", pytest.param("basic", marks=pytest.mark.long)]
+    + [pytest.param(key, marks=pytest.mark.slow) for key in (*NETWORKS,)[2:]],
+)
 def test_a_loop_computes_what_its_blocks_do(key):
     blocks, loop = network(key, scan=0), network(key)
     variables = init(blocks)
@@ -207,7 +210,7 @@ def test_scan_zero_is_never_and_a_short_run_is_none():
         network(scan=-1)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_inception_blocks_loop_too():
     blocks, loop, packed = (
         resflax.create_model(
