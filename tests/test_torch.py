@@ -251,18 +251,23 @@ def our_step(model, variables, images, labels):
 
 
 @pytest.mark.parametrize(
-    ("network", "image_size"),
+    ("network", "image_size", "kinks"),
     [
-        ("torchvision basic", 97),
-        slow_if(True, "timm se", 97),
-        slow_if(True, "legacy", 97),
-        ("v2", 97),
-        ("torchvision vgg", 97),
-        ("googlenet", 97),
-        slow_if(True, "inception resnet v2", 139),
+        ("torchvision basic", 97, 0.02),
+        slow_if(True, "timm se", 97, 0.02),
+        slow_if(True, "legacy", 97, 0.02),
+        ("v2", 97, 0.02),
+        ("torchvision vgg", 97, 0.02),
+        ("googlenet", 97, 0.02),
+        slow_if(True, "inception resnet v2", 139, 0.04),
     ],
 )
-def test_a_step_of_training(network, image_size):
+def test_a_step_of_training(network, image_size, kinks):
+    """Where rounding decides on which side of a ReLU's kink an activation lies, a gradient jumps.
+
+    Torch's own gradients of the Inception-ResNet in single and in double precision differ by up to
+    0.032 of a parameter's, over five draws of the images.
+    """
     peer, model, variables = converted(network)
     model = model.clone(dropout=0.0)
     rng = np.random.default_rng(0)
@@ -284,10 +289,9 @@ def test_a_step_of_training(network, image_size):
         # Heads that only training has are not in the loss, but their statistics move.
         assert np.abs(ours[key].numpy() - wanted).max() < 1e-4 * np.abs(wanted).max(), key
     in_torch = resflax.to_torch(model, {**variables, "params": our_gradients})
-    # Where rounding decides on which side of a ReLU's kink an activation lies, a gradient jumps.
     most = max(gradient.norm() for gradient in gradients.values())
     for key, wanted in gradients.items():
-        assert (in_torch[key] - wanted).norm() < 0.02 * wanted.norm() + 1e-5 * most, key
+        assert (in_torch[key] - wanted).norm() < kinks * wanted.norm() + 1e-5 * most, key
     if aux:
         found = updates["intermediates"]["aux_logits"]
         for ours_aux, theirs in zip(found, aux, strict=True):
