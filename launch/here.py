@@ -15,6 +15,7 @@ from typing import Any
 from launch import accelerators, lock, signals, slurm, status, table
 from launch.runs import Run
 from launch.status import State
+from resflax.errors import UserError
 
 # A run that is asked by SIGINT ends after its step, which may have to be compiled first; SIGTERM
 # and then SIGKILL end it at once. Its checkpoints are whole in any case.
@@ -43,13 +44,13 @@ def submit(runs: Sequence[Run], options: argparse.Namespace) -> int:
       0 if all are done, 1 if some failed, 130 if SIGINT, SIGTERM or SIGHUP stopped them.
 
     Raises:
-      ValueError: if an option cannot be, or the runs are at work elsewhere.
+      UserError: if an option cannot be, or the runs are at work elsewhere.
     """
     if options.parallel is not None and options.parallel < 1:
-        raise ValueError(f"--parallel {options.parallel} must be at least 1.")
+        raise UserError(f"--parallel {options.parallel} must be at least 1.")
     workdir = runs[0].workdir.parent
     if queued := slurm.queued(workdir):
-        raise ValueError(
+        raise UserError(
             f"--workdir {workdir}: SLURM has {len(queued)} of its runs, such as {min(queued)}; "
             "wait for their end, or scancel them."
         )

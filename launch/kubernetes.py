@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from launch import resources
+from resflax.errors import UserError
 
 if TYPE_CHECKING:
     from launch.runs import Run
@@ -34,7 +35,7 @@ _STOPPED = (130, 143)
 _NAME_LENGTH = 40
 
 
-class KubernetesError(ValueError):
+class KubernetesError(UserError):
     """There is no manifest for this; the message says why."""
 
 

@@ -5,10 +5,12 @@ import fcntl
 import pathlib
 from collections.abc import Iterator
 
+from resflax.errors import UserError
+
 LOCK = "sweep.lock"
 
 
-class LockError(ValueError):
+class LockError(UserError):
     """The directory cannot be this sweep's now; the message says why."""
 
 

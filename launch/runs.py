@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from resflax import command
+from resflax.errors import UserError
 
 SEED = "seed"
 
@@ -42,7 +43,7 @@ class Run:
         """The config that it trains by.
 
         Raises:
-          ValueError: if the config has no such fields.
+          UserError: if the config has no such fields.
         """
         return command.load(self.config, self._flags)
 
@@ -69,20 +70,20 @@ def expand(
       overrides: of all runs, beside what varies; not in their names.
 
     Raises:
-      ValueError: if the file has no sweep, there is nothing to run, or a field cannot be set.
+      UserError: if the file has no sweep, there is nothing to run, or a field cannot be set.
     """
     overrides = dict(overrides or {})
     runs = []
     for varied in _repeat(_sweep(pathlib.Path(config.partition(":")[0])), seeds):
         twice = sorted(overrides.keys() & varied.keys())
         if twice:
-            raise ValueError(f"--override {twice[0]}: the sweep sets it; --filter chooses runs.")
+            raise UserError(f"--override {twice[0]}: the sweep sets it; --filter chooses runs.")
         name = name_of(varied)
         runs.append(Run(name, config, varied | overrides, workdir.resolve() / name))
     runs = _filter(runs, filters)
     for name, count in collections.Counter(run.name for run in runs).items():
         if count > 1:
-            raise ValueError(f"the sweep of {config} has {count} runs named {name}.")
+            raise UserError(f"the sweep of {config} has {count} runs named {name}.")
     for run in runs:
         run.resolve()  # a field that is not there is told before anything runs
     return runs
@@ -96,24 +97,24 @@ def name_of(overrides: Mapping[str, Any]) -> str:
 
 def _sweep(config_file: pathlib.Path) -> Iterator[dict[str, Any]]:
     if not config_file.is_file():
-        raise ValueError(f"--config: there is no file {config_file}.")
+        raise UserError(f"--config: there is no file {config_file}.")
     spec = importlib.util.spec_from_file_location("config", config_file)
     if spec is None or spec.loader is None:
-        raise ValueError(f"--config: {config_file} is no Python file.")
+        raise UserError(f"--config: {config_file} is no Python file.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a config file is a program, and can raise anything
-        raise ValueError(f"{config_file}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{config_file}: {type(error).__name__}: {error}") from error
     if not hasattr(module, "sweep"):
-        raise ValueError(f"{config_file} has no sweep().")
+        raise UserError(f"{config_file} has no sweep().")
     yield from module.sweep()
 
 
 def _repeat(runs: Iterator[dict[str, Any]], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     for varied in runs:
         if seeds and SEED in varied:
-            raise ValueError("--seeds: the sweep sets the seed itself.")
+            raise UserError("--seeds: the sweep sets the seed itself.")
         yield from ({**varied, SEED: seed} for seed in seeds) if seeds else [varied]
 
 
@@ -123,9 +124,9 @@ def _filter(runs: Sequence[Run], filters: Sequence[tuple[str, str]]) -> list[Run
         values = {str(run.overrides[field]): None for run in runs if field in run.overrides}
         if not values:
             fields = dict.fromkeys(field for run in runs for field in run.overrides)
-            raise ValueError(f"--filter {field}: the sweep varies {', '.join(fields)}.")
+            raise UserError(f"--filter {field}: the sweep varies {', '.join(fields)}.")
         if not any(_same(value, text) for value in values):
-            raise ValueError(f"--filter {field}={text}: the sweep has {', '.join(values)}.")
+            raise UserError(f"--filter {field}={text}: the sweep has {', '.join(values)}.")
         wanted[field].append(text)
     kept = [
         run
@@ -136,9 +137,7 @@ def _filter(runs: Sequence[Run], filters: Sequence[tuple[str, str]]) -> list[Run
         )
     ]
     if not kept:
-        raise ValueError(
-            "no run has all that --filter asks for." if runs else "the sweep is empty."
-        )
+        raise UserError("no run has all that --filter asks for." if runs else "the sweep is empty.")
     return kept
 
 

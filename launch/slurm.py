@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launch import lock, resources
+from resflax.errors import UserError
 
 if TYPE_CHECKING:
     from launch.runs import Run
@@ -35,7 +36,7 @@ _FOLDER = "slurm"
 _BODY = pathlib.Path(__file__).with_name("slurm.sh")
 
 
-class SlurmError(ValueError):
+class SlurmError(UserError):
     """SLURM, or this machine, does not take the sweep; the message says why."""
 
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 from launch import runs
 from resflax import command
+from resflax.errors import UserError
 
 # Modules, imported when they are asked for, with `submit(runs, options) -> exit code` and
-# `add_arguments(parser)` for the options of their own. Bad input raises ValueError there.
+# `add_arguments(parser)` for the options of their own. Bad input raises UserError there.
 EXECUTORS = {
     "local": "launch.here",
     "slurm": "launch.slurm",
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides=dict(options.override),
         )
         return executor.submit(expanded, options)
-    except ValueError as error:
+    except UserError as error:
         command.fail(str(error))
 
 

@@ -28,6 +28,7 @@ from resflax.analysis import (
     units,
 )
 from resflax.analysis.result import Result
+from resflax.errors import UserError
 
 
 class What(NamedTuple):
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = WHATS[options.what]
     try:
         result = what.run(_subjects(options, options.images or what.images), options)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
     console = rich.console.Console(highlight=False)
     result.print(console)
@@ -117,7 +118,7 @@ def _parser() -> command.Parser:
 
 def _subjects(options: argparse.Namespace, images: int) -> list[subject.Subject]:
     if not options.model and not options.workdir:
-        raise ValueError("--model NAME or --workdir DIR is required.")
+        raise UserError("--model NAME or --workdir DIR is required.")
     values = {name: _values(text) for name, text in map(_assignment, options.set)}
     data = {field: _value(text) for field, text in map(_assignment, options.data)}
     subjects = []
@@ -149,7 +150,7 @@ def _told_apart(subjects: list[subject.Subject]) -> list[subject.Subject]:
 def _assignment(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals or not value:
-        raise ValueError(f"{text!r} must be NAME=VALUE.")
+        raise UserError(f"{text!r} must be NAME=VALUE.")
     return name, value
 
 

@@ -11,6 +11,7 @@ import optax
 
 from resflax import optimizers, steps, transfer
 from resflax.data import augmentation, mixing, pipeline, resident, sources
+from resflax.errors import UserError
 from resflax.parallel import DataParallel
 from resflax.train_state import TrainState, create_train_state
 
@@ -26,7 +27,7 @@ def training_data(
       parallel: lays them over the devices.
 
     Raises:
-      ValueError: if there are too few, or cannot live where the config wants them.
+      UserError: if there are too few, or cannot live where the config wants them.
     """
     on_devices = resident.wanted(config.data.placement, dataset.train)
     batches = pipeline.TrainBatches(
@@ -123,13 +124,13 @@ def steps_per_call(
       on_devices: whether the examples live on the devices.
 
     Raises:
-      ValueError: if none could be as long as the config says.
+      UserError: if none could be as long as the config says.
     """
     every_epochs = min(config.eval.every_epochs, config.checkpoint.every_epochs)
     most = min(every_epochs * steps_per_epoch, total_steps)
     given: int = config.train.steps_per_call
     if given > most:
-        raise ValueError(
+        raise UserError(
             f"config.train.steps_per_call {given} is more than the {most} steps until an "
             "evaluation or a checkpoint."
         )

@@ -13,6 +13,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from resflax.errors import UserError
+
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: FILE.py or FILE.py:DATASET.", lock_config=True
 )
@@ -58,7 +60,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDic
       overrides: such as '--config.model.depth=50'.
 
     Raises:
-      ValueError: if there is no such config, or no such field; in one line.
+      UserError: if there is no such config, or no such field; in one line.
     """
     argv = ["", f"--config={config}", *overrides]
     values = flags.FlagValues()
@@ -68,7 +70,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDic
             warnings.simplefilter("ignore", DeprecationWarning)  # of how ml_collections imports
             values(argv)
     except Exception as error:  # a config file is a program, and can raise anything
-        raise ValueError(_explain(error, _config_file(argv))) from None
+        raise UserError(_explain(error, _config_file(argv))) from None
     return values["config"].value
 
 

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from resflax.errors import UserError
 from resflax.models import create_model, override_names
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The configuration asks for what cannot be; the message says what would be right."""
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from resflax import figures
+from resflax.errors import UserError
 from resflax.figures import FONT, INK
 
 _TRAIN, _EVAL, _RATE = figures.COLOURS[:3]
@@ -38,7 +39,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: a line other than the last is not a JSON object with a step and an epoch.
+      UserError: a line other than the last is not a JSON object with a step and an epoch.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept: list[dict[str, float]] = []
@@ -48,7 +49,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            raise UserError(f"{path}, line {number}: {error}") from error
         # At one step there is at most one line of either kind, so two lines back is far enough.
         if any(_supersedes(line, old) for old in kept[-2:]):
             while kept and kept[-1]["step"] >= line["step"]:
@@ -70,10 +71,10 @@ def plot_curves(metrics: Metrics, path: pathlib.Path, *, title: str = "") -> Non
 
     Raises:
       OSError: the file cannot be written.
-      ValueError: there are no metrics.
+      UserError: there are no metrics.
     """
     if not metrics:
-        raise ValueError("no metrics to plot")
+        raise UserError("no metrics to plot")
     figures.save(_draw(metrics, title), path)
 
 
@@ -82,7 +83,7 @@ def _parse(text: str) -> dict[str, float]:
     items = line.items() if isinstance(line, dict) else ()
     numbers = {key: value for key, value in items if isinstance(value, int | float)}
     if not {"step", "epoch"} <= numbers.keys():
-        raise ValueError("not a JSON object with a step and an epoch")
+        raise UserError("not a JSON object with a step and an epoch")
     return numbers
 
 

@@ -16,6 +16,7 @@ from jax import lax
 
 from resflax import checkpoint, runtime, steps
 from resflax.data import augmentation, pipeline, sources, transforms
+from resflax.errors import UserError
 from resflax.parallel import DataParallel
 
 
@@ -100,7 +101,7 @@ def evaluate_run(
       'step', and the metrics of `evaluator`.
 
     Raises:
-      ValueError: if there is no such run, checkpoint or data.
+      UserError: if there is no such run, checkpoint or data.
     """
     run = checkpoint.restore_model(workdir, step, best=best)
     parallel = DataParallel.over("jit", jax.devices()[:1])
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         m = evaluate_run(arguments.workdir, arguments.step, best=arguments.best)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(

@@ -14,13 +14,14 @@ import numpy as np
 from resflax import workdir as workdir_lib
 from resflax.checkpoint import leaves
 from resflax.data.pipeline import TrainBatches
+from resflax.errors import UserError
 from resflax.progress import NonFiniteError
 from resflax.train_state import TrainState
 
 FILE = "failure.json"
 
 
-class FailureError(ValueError):
+class FailureError(UserError):
     """There is no such record, or it cannot be read; the message says which."""
 
 

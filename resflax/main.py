@@ -13,6 +13,7 @@ import jax
 from absl import app, flags, logging
 
 from resflax import command, processes, runtime
+from resflax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's directory; default: runs/CONFIG-DATASET/TIME."
@@ -58,7 +59,6 @@ def main(argv: list[str]) -> None:
         command.fail(str(error))
     # Imported now: what is wrong with the flags has been said before the libraries load.
     from resflax.interruption import Stopped
-    from resflax.progress import NonFiniteError
     from resflax.replay import replay
     from resflax.train import train_and_evaluate
 
@@ -66,10 +66,13 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser().resolve()
     try:
         (replay if _REPLAY.value else train_and_evaluate)(command.CONFIG.value, workdir)
-    except (ValueError, NonFiniteError) as error:
+    except UserError as error:
         command.fail(str(error))
-    except OSError as error:  # such as a disk that is full
-        command.fail(f"{error.filename or workdir}: {error.strerror or error}.")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # The file system has something against it, such as a disk that is full.
+        command.fail(f"{error.filename or workdir}: {error.strerror}.")
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:
             error.add_note(processes.BROKEN)

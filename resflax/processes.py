@@ -24,6 +24,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from resflax.errors import UserError
+
 MODES = ("off", "auto", "manual")
 
 # After so long without a sign of life a process is dead; and so long one that is done, or has
@@ -43,7 +45,7 @@ _TEXT = 4096
 _HOST = 256
 
 
-class ProcessError(ValueError):
+class ProcessError(UserError):
     """The processes cannot run together; the message says why, and what to look at."""
 
 
@@ -142,16 +144,16 @@ def on_first(do: Callable[[], None]) -> None:
     """Runs something on the first process; if it refuses, all do.
 
     Args:
-      do: that raises ValueError if it cannot be.
+      do: that raises UserError if it cannot be.
 
     Raises:
-      ValueError: on every process, with the message of the first one's.
+      UserError: on every process, with the message of the first one's.
     """
     refusal = ""
     if jax.process_index() == 0:
         try:
             do()
-        except ValueError as error:
+        except UserError as error:
             if jax.process_count() == 1:
                 raise
             refusal = str(error)

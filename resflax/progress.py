@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from resflax.console import Console
+from resflax.errors import UserError
 from resflax.writers import MetricWriter
 
 # A loss above the mean of as many before it by so many of their standard deviations is a spike.
@@ -18,7 +19,7 @@ _SPIKE = 6.0
 _NAMES = {"loss": "loss", "grad_norm": "norm of the gradient"}
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(UserError, ArithmeticError):
     """The loss or the gradient of a step is infinite or not a number, once too often.
 
     Attributes:

@@ -29,7 +29,7 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
       Whether the step gave the same, bit for bit.
 
     Raises:
-      ValueError: if no step of the run failed, or another config is given.
+      UserError: if no step of the run failed, or another config is given.
     """
     validation.validate(config, jax.device_count())
     failure = Failure.read(workdir)

@@ -73,7 +73,7 @@ def train_and_evaluate(
       and 'best/step', and 'seconds' spent here.
 
     Raises:
-      ValueError: if the config, the data or the directory cannot be; nothing was overwritten.
+      UserError: if the config, the data or the directory cannot be; nothing was overwritten.
       NonFiniteError: if losses or gradients are not finite, more often than `train.max_skips`; no
         parameter was spoilt, and failure.json tells of the step.
       Stopped: if a signal asked for it; the state was saved.

@@ -18,6 +18,7 @@ from jax import lax
 
 from resflax import checkpoint
 from resflax import config as config_lib
+from resflax.errors import UserError
 from resflax.interop.keras import from_keras
 from resflax.interop.torch import from_torch
 from resflax.models import layers, repeat
@@ -33,7 +34,7 @@ _FREE = {
 }  # fmt: skip
 
 
-class TransferError(ValueError):
+class TransferError(UserError):
     """The weights do not fit the network; the message says which and why."""
 
 

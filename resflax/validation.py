@@ -10,6 +10,7 @@ import ml_collections
 from resflax.config import ConfigError, flatten, model_overrides
 from resflax.data import augmentation, mixing, sources
 from resflax.data.resident import PLACEMENTS
+from resflax.errors import UserError
 from resflax.models import create_model
 from resflax.parallel import MODES
 
@@ -32,7 +33,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     _choice(config, "model.dtype", DTYPES)
     try:
         create_model(config.model.name, **model_overrides(config))
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(f"config.model: {error}") from None
     _choice(config, "model.bn_axis", BN_AXES)
     _choice(config, "optim.name", OPTIMIZERS)
@@ -65,7 +66,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     try:
         augmentation.augmenter(lambda images: images, **config.augment)
         mixing.mixer(**config.mix)
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(f"config.{error}") from None
     _at_least(config, "train.aux_weight", 0)
     validate_data(config)
@@ -104,7 +105,7 @@ def validate_data(config: ml_collections.ConfigDict) -> None:
         _interval(config, f"data.{field}", most)
     try:
         size = sources.image_size(data)
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(str(error)) from None
     least = 16 if data.source == "shapes" else 8
     if size < least:

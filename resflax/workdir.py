@@ -11,6 +11,7 @@ import ml_collections
 
 from resflax import config as config_lib
 from resflax.data.sources import Description
+from resflax.errors import UserError
 
 CONFIG = "config.json"
 DATASET = "dataset.json"
@@ -23,7 +24,7 @@ BAD_FILES = "bad_files.txt"
 ERROR = "error.txt"  # of a launcher: the last line of a run that failed; gone when it starts again
 
 
-class WorkdirError(ValueError):
+class WorkdirError(UserError):
     """The directory cannot be this run's; the message says why."""
 
 

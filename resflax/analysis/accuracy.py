@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from resflax import figures
 from resflax import workdir as workdir_lib
 from resflax.analysis import bars
+from resflax.errors import UserError
 
 # Of the result, which a run has when it has finished: see resflax.train.
 _TOP1 = "eval/top1"
@@ -33,7 +34,7 @@ def read(workdir: str | pathlib.Path) -> float | None:
     """The top-1 of a run after its last step, a share; None if it has not finished.
 
     Raises:
-      ValueError: if there is a file of the result that cannot be read.
+      UserError: if there is a file of the result that cannot be read.
     """
     path = pathlib.Path(workdir).expanduser() / workdir_lib.RESULT
     try:
@@ -41,7 +42,7 @@ def read(workdir: str | pathlib.Path) -> float | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error!r}.") from error
+        raise UserError(f"{path} cannot be read: {error!r}.") from error
 
 
 def draw(points: Sequence[Point]) -> Figure:

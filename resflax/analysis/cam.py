@@ -16,6 +16,7 @@ from resflax.analysis import class_maps, overlays
 from resflax.analysis.class_maps import Maps
 from resflax.analysis.result import NothingError, Result
 from resflax.analysis.subject import Subject
+from resflax.errors import UserError
 
 _BATCH = 8  # images; with their gradients, and twice as large, those of 224 pixels take a gigabyte
 
@@ -28,10 +29,10 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
 
     Raises:
       NothingError: if a network does not end in global average pooling and one dense layer.
-      ValueError: if there is no such stage or class, or no image of that size can be taken.
+      UserError: if there is no such stage or class, or no image of that size can be taken.
     """
     if options.scale <= 0:
-        raise ValueError(f"--scale {options.scale} must be greater than 0.")
+        raise UserError(f"--scale {options.scale} must be greater than 0.")
     rows, remarks, drawn = [], [], {}
     stage = options.stage
     for number, subject in enumerate(subjects, 1):
@@ -114,9 +115,7 @@ def _label(text: str | None, subject: Subject) -> int | None:
         return names.index(text)
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    raise ValueError(
-        f"--label {text!r} is not one of {', '.join(names)}, nor its number from 0 on."
-    )
+    raise UserError(f"--label {text!r} is not one of {', '.join(names)}, nor its number from 0 on.")
 
 
 def _mapped(maps: Maps) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from resflax.analysis import gates, taps, units
 from resflax.analysis.result import NothingError
 from resflax.analysis.taps import Passed
+from resflax.errors import UserError
 from resflax.models import layers
 from resflax.ops import pool
 
@@ -55,7 +56,7 @@ def measure(
 
     Raises:
       NothingError: if the network does not end in global average pooling and one dense layer.
-      ValueError: if it has no such stage.
+      UserError: if it has no such stage.
     """
     compute: Callable[..., Any] | None = None
     found = []
@@ -203,7 +204,7 @@ def _behind(passed: dict[str, Passed], stage: str | None) -> str | None:
         if passed[name].output.ndim == 4 and not name.startswith(("dropout", "norm", "head"))
     }
     if stage not in last:
-        raise ValueError(f"--stage {stage} is not one of {', '.join(last)}.")
+        raise UserError(f"--stage {stage} is not one of {', '.join(last)}.")
     name = parts[last[stage] + 1]
     return name if passed[name].input.ndim == 4 else None
 

@@ -73,7 +73,7 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
     by their accuracy.
 
     Raises:
-      ValueError: if the result of a run cannot be read.
+      UserError: if the result of a run cannot be read.
     """
     names = _names(subjects, options.workdir)
     tables = [measure(count(s.model, s.image_shape)) for s in subjects]

@@ -12,9 +12,10 @@ import rich.table
 from matplotlib.figure import Figure
 
 from resflax import figures
+from resflax.errors import UserError
 
 
-class NothingError(ValueError):
+class NothingError(UserError):
     """A network has no part that the analysis is about; the message names networks that have."""
 
 

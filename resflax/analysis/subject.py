@@ -17,6 +17,7 @@ from resflax import checkpoint, validation
 from resflax import config as config_lib
 from resflax.analysis import taps
 from resflax.data import augmentation, sources
+from resflax.errors import UserError
 from resflax.models import count, create_model
 from resflax.models.zoo import image_size
 
@@ -106,7 +107,7 @@ def untrained(
       data: other images than shapes, by fields of `config.data`, such as {'source': 'digits'}.
 
     Raises:
-      ValueError: if there is no such network, or no such data.
+      UserError: if there is no such network, or no such data.
     """
     values = {argument: [value] for argument, value in overrides.items()}
     (one,) = grid(name, values, images=images, seed=seed, size=size, data=data)
@@ -179,7 +180,7 @@ def from_run(
         they are normalised as the run's.
 
     Raises:
-      ValueError: if there is no such run, checkpoint or data, or the network cannot take them.
+      UserError: if there is no such run, checkpoint or data, or the network cannot take them.
     """
     run = checkpoint.restore_model(workdir, step, best=best)
     dataset = _load(run.config, {**(data or {}), "test_crops": 1})
@@ -202,12 +203,12 @@ def _load(config: ml_collections.ConfigDict, changes: Mapping[str, Any] | None) 
     fields = config_lib.flatten(config.data)
     for field, value in (changes or {}).items():
         if field not in fields:
-            raise ValueError(f"config.data has no field {field!r}; it has {', '.join(fields)}.")
+            raise UserError(f"config.data has no field {field!r}; it has {', '.join(fields)}.")
         try:
             config.data.update_from_flattened_dict({field: value})
         except TypeError:
             kind = type(fields[field]).__name__
-            raise ValueError(f"config.data.{field} {value!r} must be of type {kind}.") from None
+            raise UserError(f"config.data.{field} {value!r} must be of type {kind}.") from None
     validation.validate_data(config)
     return sources.load(config.data)
 
@@ -220,14 +221,14 @@ def _evenly(dataset: sources.Dataset, images: int) -> dict[str, np.ndarray]:
 
 
 def _require_like(found: sources.Description, run: checkpoint.Run, folder: pathlib.Path) -> None:
-    """Raises ValueError if the images of a run are of another kind; of size the network judges."""
+    """Raises UserError if the images of a run are of another kind; of size the network judges."""
     trained = run.dataset
     for what, theirs, ours in (
         ("channels", found.image_shape[-1], trained.image_shape[-1]),
         ("classes", found.num_classes, trained.num_classes),
     ):
         if theirs != ours:
-            raise ValueError(
+            raise UserError(
                 f"the images of {found.name!r} and those that the network in {folder} was trained "
                 f"on differ in the number of {what}: {theirs} and {ours}."
             )

@@ -22,6 +22,7 @@ from resflax.bench.arguments import Parser
 from resflax.bench.capacity import largest_batch
 from resflax.bench.case import MODES, Case
 from resflax.bench.rounds import Entry, measure
+from resflax.errors import UserError
 from resflax.models import count, create_model
 from resflax.models.zoo import image_size
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _find_batches(cases, console)
             return 0
         contests = [(case, _entries(case, options)) for case in cases]
-    except ValueError as error:
+    except UserError as error:
         parser.error(" ".join(str(error).split()))
     peaks: dict[str, roofline.Peaks] = {}
     measurements = []
@@ -113,13 +114,13 @@ def _prepare_jax(stock: bool) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Fills in the defaults that depend on the device; raises ValueError for what cannot be."""
+    """Fills in the defaults that depend on the device; raises UserError for what cannot be."""
     on_cpu = jax.default_backend() == "cpu"
     options.batch = (16 if on_cpu else 256) if options.batch is None else options.batch
     options.steps = (1 if on_cpu else 10) if options.steps is None else options.steps
     for name, least in (("batch", 1), ("repeats", 3), ("steps", 1)):
         if getattr(options, name) < least:
-            raise ValueError(f"--{name} {getattr(options, name)} must be at least {least}.")
+            raise UserError(f"--{name} {getattr(options, name)} must be at least {least}.")
     options.peer = list(dict.fromkeys(options.peer))
     for peer in options.peer:
         peers.check(peer)
@@ -142,14 +143,14 @@ def _model(name: str, overrides: dict[str, Any]) -> nn.Module:
     try:
         return create_model(name, **overrides)
     except TypeError as error:  # such as a word where a number should be
-        raise ValueError(f"--set has a value of a wrong type: {error}.") from error
+        raise UserError(f"--set has a value of a wrong type: {error}.") from error
 
 
 def _override(text: str) -> tuple[str, Any]:
     """'se_reduction=4' -> ('se_reduction', 4); what is no literal of Python is a string."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--set {text!r} must be ARGUMENT=VALUE.")
+        raise UserError(f"--set {text!r} must be ARGUMENT=VALUE.")
     try:
         return name, ast.literal_eval(value)
     except (SyntaxError, ValueError):

@@ -8,6 +8,7 @@ import jax
 
 from resflax.bench import ours
 from resflax.bench.case import Case
+from resflax.errors import UserError
 
 # A batch that is known to within a sixteenth is known well enough.
 _PRECISION = 16
@@ -56,10 +57,10 @@ def available_bytes() -> int:
     """The host's memory that programs may still take.
 
     Raises:
-      ValueError: where the system does not say.
+      UserError: where the system does not say.
     """
     if not _MEMINFO.exists():
-        raise ValueError(f"--find-batch on a CPU reads {_MEMINFO}, which is not there.")
+        raise UserError(f"--find-batch on a CPU reads {_MEMINFO}, which is not there.")
     lines = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024
 
@@ -84,7 +85,7 @@ def _analysed(case: Case, available: int, tell: Callable[[str], None]) -> bool:
     compiled = ours.step_function(case).lower(*ours.abstract_arguments(case)).compile()
     needed = ours.analysed_bytes(compiled)
     if needed is None:
-        raise ValueError("--find-batch: this compiler does not say how much memory a step needs.")
+        raise UserError("--find-batch: this compiler does not say how much memory a step needs.")
     fits = needed <= available
     sizes = f"{needed / 2**30:.2f} GiB of {available / 2**30:.2f} available"
     tell(f"batch {case.batch}: {sizes}, {'fits' if fits else 'does not fit'}")

@@ -13,6 +13,7 @@ import numpy as np
 from resflax.bench import ours, stock
 from resflax.bench.case import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Case
 from resflax.bench.rounds import Costs, Entry
+from resflax.errors import UserError
 from resflax.interop import parity
 from resflax.interop import peers as libraries
 from resflax.interop.torch import to_torch
@@ -30,21 +31,21 @@ _TIMM_LAYOUTS = {"legacy_": "timm_legacy", "resnetv2_": "timm_v2", "": "timm"}
 
 
 def check(peer: str) -> None:
-    """Raises ValueError where a peer cannot run here."""
+    """Raises UserError where a peer cannot run here."""
     for package in PACKAGES[peer]:
         if importlib.util.find_spec(package) is None:
-            raise ValueError(
+            raise UserError(
                 f"--peer {peer} needs {package}, which is not installed: "
                 'pip install "resflax[peers]".'
             )
     if "torch" not in PACKAGES[peer]:
         return
     if jax.default_backend() not in ("cpu", "gpu"):
-        raise ValueError(f"--peer {peer} does not run on the {jax.default_backend()} of JAX.")
+        raise UserError(f"--peer {peer} does not run on the {jax.default_backend()} of JAX.")
     import torch
 
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():
-        raise ValueError(f"--peer {peer}: torch {torch.__version__} sees no GPU.")
+        raise UserError(f"--peer {peer}: torch {torch.__version__} sees no GPU.")
 
 
 def entries(case: Case, peer: str, *, compiled: bool) -> list[Entry]:
@@ -56,7 +57,7 @@ def entries(case: Case, peer: str, *, compiled: bool) -> list[Entry]:
       compiled: whether torch.compile is one of them.
 
     Raises:
-      ValueError: if the peer has not this network.
+      UserError: if the peer has not this network.
     """
     if peer == "flax":
         plain = Case(case.name, case.plain, case.size, case.batch, case.mode)
@@ -192,18 +193,18 @@ def _torch(case: Case) -> Callable[[], Any]:
     make = functools.partial(Twin, case.plain)
     try:
         params = sum(p.numel() for p in make().parameters())
-    except ValueError as error:
-        raise ValueError(f"--peer torch has no {case.name}: {error}.") from error
+    except UserError as error:
+        raise UserError(f"--peer torch has no {case.name}: {error}.") from error
     expected = count(case.model, case.image_shape).params
     if params != expected:
-        raise ValueError(f"the twin of {case.name} has {params} parameters, not {expected}.")
+        raise UserError(f"the twin of {case.name} has {params} parameters, not {expected}.")
     return make
 
 
 def _counterpart(case: Case, library: str) -> Callable[[], Any]:
     """The constructor of a library's network that has the logits of ours, given its weights."""
     if importlib.util.find_spec(library) is None:
-        raise ValueError(f"{library}, which has the peer of {case.name}, is not installed.")
+        raise UserError(f"{library}, which has the peer of {case.name}, is not installed.")
     refusals = []
     for known in parity.cases():
         if known.library == library and known.model == case.name and not known.overrides:
@@ -219,8 +220,8 @@ def _counterpart(case: Case, library: str) -> Callable[[], Any]:
                 return make
             refusals.append(refusal)
     if not refusals:
-        raise ValueError(f"{library} has no {case.name}; --peer torch has CIFAR's ResNets.")
-    raise ValueError(f"{library} computes something else than {case.name}: {refusals[0]}")
+        raise UserError(f"{library} has no {case.name}; --peer torch has CIFAR's ResNets.")
+    raise UserError(f"{library} computes something else than {case.name}: {refusals[0]}")
 
 
 def _refusal(case: Case, known: parity.Case, make: Callable[[], Any]) -> str:
@@ -232,7 +233,7 @@ def _refusal(case: Case, known: parity.Case, make: Callable[[], Any]) -> str:
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), case.variables)
     try:
         expected = to_torch(case.plain, zeros, layout)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     import torch
 

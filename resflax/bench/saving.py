@@ -28,6 +28,7 @@ from resflax.bench import report
 from resflax.bench.arguments import Parser
 from resflax.checkpoint import store
 from resflax.checkpoint.manifest import Manifest
+from resflax.errors import UserError
 from resflax.models import create_model
 from resflax.train_state import TrainState, create_train_state
 
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--repeats {options.repeats} must be at least 3.")
     try:
         model = create_model(options.model)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
     init = functools.partial(
         create_train_state, model, optax.sgd(0.1, momentum=0.9), (224, 224, 3), ema=False

@@ -7,6 +7,7 @@ import flax.linen as nn
 import torch
 from torch.nn import functional
 
+from resflax.errors import UserError
 from resflax.models import residual
 from resflax.models.resnet import ResNet
 
@@ -26,20 +27,20 @@ class Twin(torch.nn.Module):
       model: a ResNet with the stem of 'cifar'.
 
     Raises:
-      ValueError: if that has something which the twin does not know.
+      UserError: if that has something which the twin does not know.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         if not isinstance(model, ResNet) or model.stem != "cifar":
-            raise ValueError("it is no ResNet of CIFAR's")
+            raise UserError("it is no ResNet of CIFAR's")
         unknown = [
             f"{field.name}={getattr(model, field.name)!r}"
             for field in dataclasses.fields(model)
             if field.name not in _KNOWN | {"stem"} and getattr(model, field.name) != field.default
         ]
         if unknown or model.shortcut == "C":
-            raise ValueError(f"its twin does not know {', '.join(unknown) or 'shortcut C'}")
+            raise UserError(f"its twin does not know {', '.join(unknown) or 'shortcut C'}")
         channels = model.stem_filters or model.num_filters
         self.stem = _Stem(model, channels)
         blocks = []

@@ -23,6 +23,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
+from resflax.errors import UserError
+
 FILE = "manifest.json"
 
 # What orbax writes after the manifest: a mark, in which nobody reads, and a time stamp in this
@@ -32,7 +34,7 @@ _STAMPED = "_CHECKPOINT_METADATA"
 _STAMP = "commit_timestamp_nsecs"
 
 
-class DamageError(ValueError):
+class DamageError(UserError):
     """A checkpoint is not what was saved; the message names the file, and what is wrong with it."""
 
 

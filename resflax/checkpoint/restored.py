@@ -59,7 +59,7 @@ def restore_model(
       best: instead of the latest, the one with the best evaluation.
 
     Raises:
-      ValueError: if the directory holds no run, or the run no such checkpoint, or a damaged one.
+      UserError: if the directory holds no run, or the run no such checkpoint, or a damaged one.
     """
     workdir = pathlib.Path(workdir).expanduser().resolve()
     config = workdir_lib.read_config(workdir)

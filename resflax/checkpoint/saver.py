@@ -21,11 +21,12 @@ from orbax.checkpoint import checkpoint_managers
 from resflax import processes
 from resflax.checkpoint import leaves, store
 from resflax.checkpoint.manifest import Manifest
+from resflax.errors import UserError
 from resflax.models import repeat
 from resflax.train_state import TrainState
 
 
-class SaveError(ValueError):
+class SaveError(UserError):
     """A state was not saved, and those before it are still there; the message says why."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 from resflax import workdir as workdir_lib
 from resflax.checkpoint.manifest import DamageError, Manifest
+from resflax.errors import UserError
 
 # Of a checkpoint that orbax has not finished, behind its step.
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -15,7 +16,7 @@ SET_ASIDE = "damaged_checkpoints"
 BEST_METRIC = "top1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """There is no such checkpoint, or it cannot be used; the message says which there are."""
 
 

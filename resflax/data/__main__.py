@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from resflax import command, runtime
 from resflax.data import location, prepare
+from resflax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gallery.draw(config, options.output)
         print(options.output)
         return 0
-    except ValueError as error:
+    except UserError as error:
         command.fail(str(error))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from resflax.data import idx, location
+from resflax.errors import UserError
 
 # The arrays of a data set, and what Keras' data sets call them.
 _NAMES = {
@@ -35,7 +36,7 @@ _FORMS = (
 )
 
 
-class ArraysError(ValueError):
+class ArraysError(UserError):
     """What was found is no data set; the message says which file and why."""
 
 

@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Iterator
 
+from resflax.errors import UserError
 
-class UnreadableImage(ValueError):  # noqa: N818 - what is wrong is the image
+
+class UnreadableImage(UserError):  # noqa: N818 - what is wrong is the image
     """There is no image that can be read; the message is the reason: 'it has no bytes'."""
 
 
-class BadImagesError(ValueError):
+class BadImagesError(UserError):
     """More images cannot be read than config.data.max_bad allows."""
 
 

@@ -33,6 +33,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from resflax.data.bad import UnreadableImage
+from resflax.errors import UserError
 
 try:
     import cykooz_resizer
@@ -110,10 +111,10 @@ def scale_crop(
 
     Raises:
       UnreadableImage: if the bytes are not an image that can be read.
-      ValueError: if the shorter side may be less than `size`.
+      UserError: if the shorter side may be less than `size`.
     """
     if not size <= shorter[0] <= shorter[1]:
-        raise ValueError(f"shorter {shorter} must be a range of lengths of at least size {size}.")
+        raise UserError(f"shorter {shorter} must be a range of lengths of at least size {size}.")
     encoded = _open(data)
     pixel = min(encoded.width, encoded.height) / rng.integers(*shorter, endpoint=True)
     left, top = (
@@ -138,10 +139,10 @@ def center_crop(data: bytes, size: int, *, resize: int, channels: int = 3) -> np
 
     Raises:
       UnreadableImage: if the bytes are not an image that can be read.
-      ValueError: if `resize` is less than `size`.
+      UserError: if `resize` is less than `size`.
     """
     if resize < size:
-        raise ValueError(f"resize {resize} must be at least size {size}.")
+        raise UserError(f"resize {resize} must be at least size {size}.")
     encoded = _open(data)
     side = min(encoded.width, encoded.height) * size / resize
     left, top = (encoded.width - side) / 2, (encoded.height - side) / 2

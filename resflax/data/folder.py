@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from resflax.data.bad import UnreadableImage
+from resflax.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
@@ -18,7 +19,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 Example = tuple[pathlib.Path, int]
 
 
-class FolderError(ValueError):
+class FolderError(UserError):
     """The directory holds no data set; the message says which file or directory and why."""
 
 

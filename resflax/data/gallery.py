@@ -20,7 +20,7 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
       path: of the picture.
 
     Raises:
-      ValueError: if there is no data set.
+      UserError: if there is no data set.
     """
     dataset = sources.load(config.data)
     count = min(_ROWS * _COLUMNS, len(dataset.train))

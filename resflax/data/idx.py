@@ -12,11 +12,13 @@ import zlib
 
 import numpy as np
 
+from resflax.errors import UserError
+
 _UINT8 = 0x08
 _GZIP = b"\x1f\x8b"
 
 
-class IdxError(ValueError):
+class IdxError(UserError):
     """The file cannot be read, or is none of the format; the message says which and why."""
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from resflax.data.examples import Batch, Source
+from resflax.errors import UserError
 
 # Seconds in which a batch that has been read is handed over.
 _INSTANT = 1e-3
@@ -63,11 +64,11 @@ class TrainBatches:
           ahead: calls' batches on the devices that have not been asked for yet.
 
         Raises:
-          ValueError: if there are fewer examples than a batch takes.
+          UserError: if there are fewer examples than a batch takes.
         """
         self.steps_per_epoch = num_examples // batch_size
         if not self.steps_per_epoch:
-            raise ValueError(
+            raise UserError(
                 f"train.batch_size {batch_size} is more than the {num_examples} training images."
             )
 

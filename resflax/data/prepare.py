@@ -12,6 +12,7 @@ import numpy as np
 from resflax.data import idx
 from resflax.data import tfds as prepared
 from resflax.data.arrays import LABEL_NAMES
+from resflax.errors import UserError
 
 # zalandoresearch/fashion-mnist, README, 'Labels'.
 FASHION_MNIST_LABELS = (
@@ -44,7 +45,7 @@ _FASHION_MNIST = {
 _NETWORK_SECONDS = 20
 
 
-class PrepareError(ValueError):
+class PrepareError(UserError):
     """The data set cannot be prepared; the message says why."""
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from resflax.data.examples import ArraySource, Batch, Source
+from resflax.errors import UserError
 
 Examples = dict[str, jax.Array]
 
@@ -30,11 +31,11 @@ def wanted(placement: str, source: Source) -> bool:
       source: of the examples.
 
     Raises:
-      ValueError: if it cannot, and must.
+      UserError: if it cannot, and must.
     """
     if not isinstance(source, ArraySource):
         if placement == "device":
-            raise ValueError(
+            raise UserError(
                 "config.data.placement 'device' is for images in memory: set config.data.crop to "
                 "'center', or the placement to 'host'."
             )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from resflax.errors import UserError
+
 Implicit = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -211,13 +213,13 @@ def render(
       labels: int32 [N], positions in `LABEL_NAMES`.
 
     Raises:
-      ValueError: if `difficulty` is outside [0, 1], `size` < 16, or `seed` or an index is negative.
+      UserError: if `difficulty` is outside [0, 1], `size` < 16, or `seed` or an index is negative.
     """
     # Written so that NaN fails too.
     if not 0 <= difficulty <= 1:
-        raise ValueError(f"difficulty must be in [0, 1], got {difficulty}")
+        raise UserError(f"difficulty must be in [0, 1], got {difficulty}")
     if size < 16:
-        raise ValueError(f"size must be at least 16, got {size}")
+        raise UserError(f"size must be at least 16, got {size}")
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     images = np.empty((len(indices), size, size, 3), np.uint8)
     labels = np.asarray(indices, np.int64) % len(LABEL_NAMES)

@@ -12,6 +12,7 @@ from PIL import Image
 from resflax.data import arrays, decoding, folder, shapes, tfds
 from resflax.data.bad import BadImages, BadImagesError
 from resflax.data.examples import ArraySource, DecodedSource, EncodedExamples, Source
+from resflax.errors import UserError
 
 # Images whose mean and standard deviation stand for those of a data set that is not in memory.
 _SAMPLE = 1000
@@ -90,7 +91,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     """Opens the data set that `config.data` names; nothing is downloaded.
 
     Raises:
-      ValueError: if it is not there, or is none.
+      UserError: if it is not there, or is none.
     """
     raw = SOURCES[config.source](config)
     bad = BadImages(int(config.max_bad * (len(raw.train) + len(raw.test))))
@@ -100,7 +101,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     if config.test_crops == 1:
         test = readable(raw.test, config, size, raw.channels, bad)
     elif isinstance(raw.test, ArraySource):
-        raise ValueError(
+        raise UserError(
             f"config.data.test_crops {config.test_crops} are of image files, which are resized to "
             f"config.data.eval_resize; the images of {config.source!r} have a size of their own."
         )
@@ -113,7 +114,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
         mean, std = _statistics(_sample(train).images)
     image_shape = train.image_shape
     if len(mean) != image_shape[-1]:
-        raise ValueError(
+        raise UserError(
             f"config.data.mean {mean} has {len(mean)} numbers; the images of {config.source!r} "
             f"have {image_shape[-1]} channels."
         )
@@ -136,13 +137,13 @@ def image_size(config: ml_collections.ConfigDict) -> int:
       config: `config.data`: `image_size`, or where it is 0 the usual one of its TFDS data set.
 
     Raises:
-      ValueError: if it is 0 and there is no usual one.
+      UserError: if it is 0 and there is no usual one.
     """
     if config.image_size:
         return config.image_size
     usual = tfds.defaults(config.tfds.name) if config.source == "tfds" else None
     if usual is None:
-        raise ValueError(
+        raise UserError(
             f"config.data.image_size 0 is the usual size of a common TFDS data set "
             f"({', '.join(tfds.DEFAULTS)}); of others, say which."
         )
@@ -192,7 +193,7 @@ def _in_memory(source: ArraySource | DecodedSource, threads: int) -> ArraySource
         return source
     size = len(source) * int(np.prod(source.image_shape))
     if size > _MOST_BYTES:
-        raise ValueError(
+        raise UserError(
             f"{len(source):,} images of {source.image_shape} are {size / 2**30:.0f} GiB, too many "
             "to be kept in memory: set config.data.crop to 'resized' or 'scale', which decode them "
             "when they are read."

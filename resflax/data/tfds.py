@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from resflax.errors import UserError
+
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 
 # The formats of TFDS that can be read at random, the better one first.
@@ -28,7 +30,7 @@ _FILE_NAMES = ("file_name", "image/filename")
 _MOST_BYTES = 8 << 30
 
 
-class TfdsError(ValueError):
+class TfdsError(UserError):
     """The data set is not there or cannot be used; the message says where and what would help."""
 
 

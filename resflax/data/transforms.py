@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resflax.errors import UserError
+
 # Of the pixels of ImageNet on a scale of 0 to 1: the covariance's eigenvalues and, in columns, its
 # eigenvectors over red, green and blue (fb.resnet.torch, datasets/imagenet.lua).
 LIGHTING_EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -29,7 +31,7 @@ _DRAWS = 10
 Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # top, left, height, width: pixels
 
 
-class AugmentationError(ValueError):
+class AugmentationError(UserError):
     """Images cannot be augmented so; the message says which setting, and what would be right."""
 
 

@@ -23,7 +23,7 @@ def verify(config: ml_collections.ConfigDict) -> int:
       The exit code: 0, or 1 if an image cannot be read.
 
     Raises:
-      ValueError: if there is no data set.
+      UserError: if there is no data set.
     """
     console = rich.console.Console(highlight=False)
     raw = sources.SOURCES[config.data.source](config.data)

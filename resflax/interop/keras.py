@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resflax.errors import UserError
 from resflax.interop import weights
 from resflax.interop.weights import Entry, Path, Variables
 from resflax.models import layers, repeat, zoo
@@ -219,17 +220,17 @@ def from_keras(
       The network, whose logits are those of Keras, and its variables.
 
     Raises:
-      ValueError: if there is no layout for the name, the file is not one of Keras' HDF5 files, or
+      UserError: if there is no layout for the name, the file is not one of Keras' HDF5 files, or
         its weights do not fit the network.
       OSError: if there is no such file.
     """
     if name not in LAYOUTS:
-        raise ValueError(f"Keras has no network {name!r} that is read; {', '.join(LAYOUTS)} are.")
+        raise UserError(f"Keras has no network {name!r} that is read; {', '.join(LAYOUTS)} are.")
     layout = LAYOUTS[name]
     file = _open(path)
     classes = {array.shape[-1] for array, *_ in file.layers.values() if array.ndim == 2}
     if not classes and num_classes is None:
-        raise ValueError(
+        raise UserError(
             f"{os.fspath(path)} has no classifier (include_top=False); with num_classes, a new one "
             "is made."
         )
@@ -323,14 +324,14 @@ def _open(path: str | os.PathLike[str]) -> File:
     """Reads a file of either kind.
 
     Raises:
-      ValueError: if it is not HDF5, or not of Keras.
+      UserError: if it is not HDF5, or not of Keras.
       OSError: if there is no such file.
     """
     import h5py  # of an extra: nothing else needs it
 
     os.stat(path)
     if not h5py.is_hdf5(path):
-        raise ValueError(f"{os.fspath(path)} is not an HDF5 file.")
+        raise UserError(f"{os.fspath(path)} is not an HDF5 file.")
     with h5py.File(path, "r") as file:
         legacy = file.get("model_weights", file)
         if names := _attribute(legacy, "layer_names"):
@@ -342,7 +343,7 @@ def _open(path: str | os.PathLike[str]) -> File:
                 groups = {k: v["vars"] for k, v in file[root].items() if "vars" in v}
                 named = {str(v.attrs["name"]): v for v in groups.values() if "name" in v.attrs}
                 return File(_with_weights(named or groups, _current_arrays), bool(named))
-    raise ValueError(
+    raise UserError(
         f"{os.fspath(path)} is an HDF5 file, but not of Keras: it has neither layer_names nor "
         "layers."
     )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resflax.errors import UserError
 from resflax.interop import alexnet, densenet, inception, resnet, vgg, weights
 from resflax.interop.layout import Family, Layout
 from resflax.interop.weights import Variables
@@ -78,7 +79,7 @@ def from_torch(
       The network, and its variables, float32: 'params' and, with batch norm, 'batch_stats'.
 
     Raises:
-      ValueError: if the file cannot be read or is a pickle that is not allowed, the layout is not
+      UserError: if the file cannot be read or is a pickle that is not allowed, the layout is not
         known, or the arrays are not those of the network: missing, too many or of other shapes.
     """
     probe = create_model(name, num_classes, **overrides)
@@ -109,7 +110,7 @@ def to_torch(model: nn.Module, variables: Variables, library: str | None = None)
       Tensors of torch, in the CPU's memory, by name. Batch norms' counts of steps are 0.
 
     Raises:
-      ValueError: if no network of the library computes the same, or the variables are not the
+      UserError: if no network of the library computes the same, or the variables are not the
         network's.
     """
     import torch
@@ -130,9 +131,7 @@ def to_torch(model: nn.Module, variables: Variables, library: str | None = None)
 def _family(model: nn.Module) -> Family:
     if type(model) not in FAMILIES:
         known = ", ".join(cls.__name__ for cls in FAMILIES)
-        raise ValueError(
-            f"{type(model).__name__} has no weights of PyTorch's; these have: {known}."
-        )
+        raise UserError(f"{type(model).__name__} has no weights of PyTorch's; these have: {known}.")
     return FAMILIES[type(model)]
 
 
@@ -143,7 +142,7 @@ def _recognised(name: str, model: nn.Module, arrays: Mapping[str, Any]) -> Layou
             return layout
     marks = ", ".join(f"{layout.mark!r} ({layout.library})" for layout in family.layouts)
     found = ", ".join(map(repr, list(arrays)[:3])) or "nothing"
-    raise ValueError(
+    raise UserError(
         f"the weights are of no layout known for {name}: they have {found}, ..., "
         f"but none of {marks}."
     )
@@ -155,7 +154,7 @@ def _counterpart(
     """The layout of a library whose network computes what `model` does."""
     known = list(dict.fromkeys(layout.library for layout in family.layouts))
     if library not in (None, *known):
-        raise ValueError(
+        raise UserError(
             f"library {library!r} is not one of {', '.join(map(repr, known))}, in which "
             f"{type(model).__name__} is known."
         )
@@ -167,7 +166,7 @@ def _counterpart(
             if not differences:
                 return layout
             refusals.append(f"{layout.library}: {', '.join(differences)}")
-    raise ValueError(f"there is no network with these logits in {'; in '.join(refusals)}.")
+    raise UserError(f"there is no network with these logits in {'; in '.join(refusals)}.")
 
 
 def _template(model: nn.Module, channels: int) -> Variables:
@@ -197,7 +196,7 @@ def _arrays(source: Any, allow_pickle: bool) -> dict[str, np.ndarray]:
         elif path.suffix in _PICKLES:
             source = _pickle(path, allow_pickle)
         else:
-            raise ValueError(f"{path} must be a file .safetensors, {', '.join(_PICKLES)}.")
+            raise UserError(f"{path} must be a file .safetensors, {', '.join(_PICKLES)}.")
     return {key: _array(key, value) for key, value in source.items()}
 
 
@@ -206,7 +205,7 @@ def _array(key: str, value: Any) -> np.ndarray:
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
     if not hasattr(value, "shape"):
-        raise ValueError(
+        raise UserError(
             f"{key!r} is a {type(value).__name__}, not an array: pass the mapping of arrays by "
             "name, which checkpoints of training often have under 'state_dict' or 'model'."
         )
@@ -220,12 +219,12 @@ def _safetensors(path: pathlib.Path) -> Mapping[str, Any]:
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole .safetensors file: {error}") from error
+        raise UserError(f"{path} is no whole .safetensors file: {error}") from error
 
 
 def _pickle(path: pathlib.Path, allow_pickle: bool) -> Mapping[str, Any]:
     if not allow_pickle:
-        raise ValueError(
+        raise UserError(
             f"{path} is a pickle, which can run code when it is read: convert it to .safetensors, "
             "or pass allow_pickle=True, with which torch.load(weights_only=True) reads it."
         )
@@ -233,7 +232,7 @@ def _pickle(path: pathlib.Path, allow_pickle: bool) -> Mapping[str, Any]:
 
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < (2, 6):
-        raise ValueError(
+        raise UserError(
             f"torch {torch.__version__} does not read pickles safely (CVE-2025-32434): install 2.6 "
             "or later, or convert the file to .safetensors."
         )
@@ -241,4 +240,4 @@ def _pickle(path: pathlib.Path, allow_pickle: bool) -> Mapping[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no whole file of weights alone: {reason}") from error
+        raise UserError(f"{path} is no whole file of weights alone: {reason}") from error

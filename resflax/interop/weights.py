@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resflax.errors import UserError
+
 Path = tuple[str, ...]
 Variables = dict[str, Any]
 
@@ -103,7 +105,7 @@ def read(
       with `arrays`.
 
     Raises:
-      ValueError: if arrays are missing, too many or of another shape; or the entries are not those
+      UserError: if arrays are missing, too many or of another shape; or the entries are not those
         of the template.
     """
     leaves = flatten(template)
@@ -123,7 +125,7 @@ def write(entries: Sequence[Entry], variables: Variables) -> dict[str, np.ndarra
     """The inverse of `read`: the other library's arrays by their names, in the entries' order.
 
     Raises:
-      ValueError: if the entries are not those of the variables.
+      UserError: if the entries are not those of the variables.
     """
     leaves = flatten(variables)
     _check_paths(entries, leaves)
@@ -147,7 +149,7 @@ def flatten(variables: Variables) -> dict[Path, Any]:
 def check_shapes(
     what: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raises ValueError, one message, if two tables of shapes differ.
+    """Raises UserError, one message, if two tables of shapes differ.
 
     Args:
       what: has the shapes that were found, for the message.
@@ -164,7 +166,7 @@ def check_shapes(
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     parts = [f"{len(names)} {fault}: {_first(names)}" for fault, names in faults.items() if names]
     if parts:
-        raise ValueError(
+        raise UserError(
             f"{what} do not fit the network, which has {len(expected)} arrays. {'; '.join(parts)}."
         )
 
@@ -174,9 +176,9 @@ def _check_paths(entries: Sequence[Entry], leaves: Mapping[Path, Any]) -> None:
     extra = ["/".join(path) for path in leaves if path not in paths]
     absent = ["/".join(path) for path in paths if path not in leaves]
     if extra:
-        raise ValueError(f"the layout has no place for {len(extra)} arrays: {_first(extra)}.")
+        raise UserError(f"the layout has no place for {len(extra)} arrays: {_first(extra)}.")
     if absent:
-        raise ValueError(f"the variables lack {len(absent)} arrays: {_first(sorted(absent))}.")
+        raise UserError(f"the variables lack {len(absent)} arrays: {_first(sorted(absent))}.")
 
 
 def _first(names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax.errors import UserError
 from resflax.models import checks, layers
 from resflax.ops import activation, lrn, pool
 
@@ -82,7 +83,7 @@ class AlexNet(nn.Module):
           'conv5' [N, H', W', C'], after their ReLUs, 'fc6' and 'fc7' [N, fc_units], 'logits'.
 
         Raises:
-          ValueError: if `images` has not four axes, or is too small for the max-pools.
+          UserError: if `images` has not four axes, or is too small for the max-pools.
         """
         self._check_images(images)
         conv = functools.partial(
@@ -127,7 +128,7 @@ class AlexNet(nn.Module):
         # 15 positions of the 11x11/4 windows leave 7, 3 and 1 after the three 3x3/2 pools.
         smallest = 11 + 14 * 4 - 2 * self.stem_padding
         if images.ndim != 4 or min(images.shape[1:3]) < smallest:
-            raise ValueError(
+            raise UserError(
                 f"images must be [N, H, W, C] with H and W at least {smallest}, for three "
                 f"max-pools; their shape is {images.shape}."
             )
@@ -140,7 +141,7 @@ def alexnet(**arguments: Any) -> AlexNet:
       **arguments: of `AlexNet`.
 
     Raises:
-      ValueError: if an argument makes no network.
+      UserError: if an argument makes no network.
     """
     return _checked(AlexNet(**arguments))
 
@@ -152,7 +153,7 @@ def alexnet_owt(**arguments: Any) -> AlexNet:
       **arguments: of `AlexNet`.
 
     Raises:
-      ValueError: if an argument makes no network.
+      UserError: if an argument makes no network.
     """
     torchvision: dict[str, Any] = {
         "widths": (64, 192, 384, 256, 256),
@@ -167,21 +168,21 @@ def alexnet_owt(**arguments: Any) -> AlexNet:
 
 
 def _checked(model: AlexNet) -> AlexNet:
-    """Returns `model`, or raises ValueError where an argument makes no network."""
+    """Returns `model`, or raises UserError where an argument makes no network."""
     if len(model.widths) != len(KERNEL_SIZES) or min(model.widths) < 1:
-        raise ValueError(f"widths {model.widths} must be five numbers of at least 1.")
+        raise UserError(f"widths {model.widths} must be five numbers of at least 1.")
     checks.positive(model, "num_classes", "fc_units", "groups")
     # The halved convolutions read or give out the channels of all five.
     divisors = [d for d in range(1, min(model.widths) + 1) if not any(w % d for w in model.widths)]
     if model.groups not in divisors:
-        raise ValueError(
+        raise UserError(
             f"groups {model.groups} does not divide the widths {model.widths}; "
             f"these do: {', '.join(map(str, divisors))}."
         )
     if not 0 <= model.stem_padding <= 5:
-        raise ValueError(f"stem_padding {model.stem_padding} must be 0 to 5, half the kernel.")
+        raise UserError(f"stem_padding {model.stem_padding} must be 0 to 5, half the kernel.")
     checks.rates(model, "dropout")
     if not set(model.dropped) <= {"fc6", "fc7", "head"}:
-        raise ValueError(f"dropped {model.dropped} must be of 'fc6', 'fc7', 'head'.")
+        raise UserError(f"dropped {model.dropped} must be of 'fc6', 'fc7', 'head'.")
     checks.choice("kernel_init", model.kernel_init, INITS)
     return model

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from resflax.errors import UserError
 from resflax.models import checks, layers, residual
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ CHOICES: dict[str, Collection[str]] = {
 
 
 def check(model: "ResNet") -> "ResNet":
-    """Returns the network, or raises ValueError where its arguments do not fit together."""
+    """Returns the network, or raises UserError where its arguments do not fit together."""
     for name, choices in CHOICES.items():
         # Without a choice, the norm decides about biases.
         if name != "conv_bias" or model.conv_bias is not None:
@@ -68,7 +69,7 @@ def check(model: "ResNet") -> "ResNet":
     )
     checks.rates(model, "dropout", "drop_path")
     if model.scan < 0:
-        raise ValueError(f"scan {model.scan} must be 0 (no loops) or a number of equal blocks.")
+        raise UserError(f"scan {model.scan} must be 0 (no loops) or a number of equal blocks.")
     _check_identity_path(model)
     _check_block(model)
     _check_gates(model)
@@ -77,22 +78,22 @@ def check(model: "ResNet") -> "ResNet":
 
 def _check_identity_path(model: "ResNet") -> None:
     if model.shortcut == "none" and (model.skip != "identity" or model.drop_path):
-        raise ValueError(
+        raise UserError(
             f"skip {model.skip!r} and drop_path {model.drop_path} need a shortcut: 'A', 'B' or 'C'."
         )
     if model.zero_init_last and residual.UNITS[model.unit].last[-1:] == ("act",):
-        raise ValueError(
+        raise UserError(
             f"zero_init_last: a branch that ends in a ReLU, as in unit {model.unit!r}, never "
             "leaves zero; the other units do."
         )
     if model.zero_init_last and model.norm == "none":
-        raise ValueError("zero_init_last needs a norm with a scale: norm 'batch' or 'group'.")
+        raise UserError("zero_init_last needs a norm with a scale: norm 'batch' or 'group'.")
 
 
 def _check_block(model: "ResNet") -> None:
     if model.block == "basic" and (model.cardinality > 1 or model.base_width != 64):
         depths = (d for d, (block, _) in IMAGENET_DEPTHS.items() if block == "bottleneck")
-        raise ValueError(
+        raise UserError(
             f"cardinality {model.cardinality} and base_width {model.base_width} need bottleneck "
             f"blocks; a network of {sum(model.stage_sizes)} basic blocks has none. Depths with "
             f"bottlenecks: {checks.listed(depths)}; of three stages: block 'bottleneck' and 9n + 2."
@@ -102,7 +103,7 @@ def _check_block(model: "ResNet") -> None:
     width = 4 * model.num_filters
     if width % model.cardinality:
         divisors = (d for d in range(1, width + 1) if width % d == 0)
-        raise ValueError(
+        raise UserError(
             f"cardinality {model.cardinality} does not divide the {width} channels of the first "
             f"stage's blocks (4 x num_filters); these do: {checks.listed(divisors)}."
         )
@@ -113,23 +114,23 @@ def _check_gates(model: "ResNet") -> None:
     stages = range(2, 2 + len(model.stage_sizes))
     chosen = tuple(model.se_stages or stages)
     if not set(chosen) <= set(stages):
-        raise ValueError(
+        raise UserError(
             f"se_stages {chosen}: the stages are {checks.listed(stages)} (the stem is 1)."
         )
     if model.se_reduction < 0:
-        raise ValueError(f"se_reduction {model.se_reduction} must be 0 (no gates) or more.")
+        raise UserError(f"se_reduction {model.se_reduction} must be 0 (no gates) or more.")
     place = model.se_integration
     if place == "3x3" and model.block == "basic":
-        raise ValueError("se_integration '3x3' needs bottleneck blocks; these are basic ones.")
+        raise UserError("se_integration '3x3' needs bottleneck blocks; these are basic ones.")
     if place == "identity" and model.se_reduction and model.shortcut == "none":
-        raise ValueError("se_integration 'identity' needs a shortcut; a plain net has none.")
+        raise UserError("se_integration 'identity' needs a shortcut; a plain net has none.")
     stage = min(chosen)
     narrowest = model.branch(stage, 1)[1 if place == "3x3" else -1].filters
     if place == "pre":  # the gate sees what the stem or the stage before gives out
         stem = (model.stem_filters or model.num_filters) * (2 if model.stem == "deep" else 1)
         narrowest = stem if stage == 2 else model.branch(stage - 1, 1)[-1].filters
     if model.se_reduction > narrowest:
-        raise ValueError(
+        raise UserError(
             f"se_reduction {model.se_reduction} leaves no unit of {narrowest} channels; "
             f"at most {narrowest}."
         )

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
+from resflax.errors import UserError
 from resflax.models.inception import (
     CEIL_MAX_POOL,
     SAME_MAX_POOL,
@@ -96,11 +97,11 @@ def bn_inception(**arguments: Any) -> BNInception:
       **arguments: of `BNInception`.
 
     Raises:
-      ValueError: if the arguments make no network.
+      UserError: if the arguments make no network.
     """
     model = checked(BNInception(**arguments), narrowest_gate=256)
     if model.width_4cd <= 480:
-        raise ValueError(
+        raise UserError(
             f"width_4cd {model.width_4cd} must be more than 480, the channels of the branches "
             "without a pool: 608 (Caffe's) or 576 (TensorFlow-slim's)."
         )

@@ -5,6 +5,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from resflax.errors import UserError
+
 
 def listed(values: Iterable[Any]) -> str:
     """The values as they are written in code, with commas."""
@@ -12,33 +14,33 @@ def listed(values: Iterable[Any]) -> str:
 
 
 def choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Raises ValueError if `value` is not one of `choices`."""
+    """Raises UserError if `value` is not one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name} {value!r} is not one of {listed(choices)}.")
+        raise UserError(f"{name} {value!r} is not one of {listed(choices)}.")
 
 
 def choices(model: nn.Module, valid: dict[str, Collection[Any]]) -> None:
-    """Raises ValueError if a field has not one of its values."""
+    """Raises UserError if a field has not one of its values."""
     for name, values in valid.items():
         choice(name, getattr(model, name), values)
 
 
 def positive(model: nn.Module, *names: str) -> None:
-    """Raises ValueError if one of these fields is not a number of at least 1."""
+    """Raises UserError if one of these fields is not a number of at least 1."""
     for name in names:
         if getattr(model, name) < 1:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 1.")
+            raise UserError(f"{name} {getattr(model, name)} must be at least 1.")
 
 
 def rates(model: nn.Module, *names: str) -> None:
-    """Raises ValueError if one of these fields is not a probability below 1."""
+    """Raises UserError if one of these fields is not a probability below 1."""
     for name in names:
         if not 0.0 <= getattr(model, name) < 1.0:
-            raise ValueError(f"{name} {getattr(model, name)} must be at least 0 and less than 1.")
+            raise UserError(f"{name} {getattr(model, name)} must be at least 0 and less than 1.")
 
 
 def image_size(stem: str, sides: tuple[int, ...], *, any_size: bool) -> None:
-    """Raises ValueError if images have not a size that the stem was made for.
+    """Raises UserError if images have not a size that the stem was made for.
 
     Args:
       stem: 'imagenet' and 'deep' leave a sixteenth of the pixels, 'cifar' all.
@@ -47,16 +49,16 @@ def image_size(stem: str, sides: tuple[int, ...], *, any_size: bool) -> None:
     """
     shape = " x ".join(map(str, sides))
     if min(sides) < 1:
-        raise ValueError(f"images of {shape} pixels have none.")
+        raise UserError(f"images of {shape} pixels have none.")
     if any_size:
         return
     if stem == "cifar" and max(sides) > 128:
-        raise ValueError(
+        raise UserError(
             f"images of {shape} pixels are large for the stem 'cifar', which keeps every pixel: "
             "stem='imagenet' is for 64 and more; with any_size=True they are taken all the same."
         )
     if stem != "cifar" and min(sides) < 64:
-        raise ValueError(
+        raise UserError(
             f"images of {shape} pixels are small for the stem {stem!r}, which leaves a sixteenth "
             "of them: stem='cifar' is for up to 128; with any_size=True they are taken all the "
             "same."

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
 
+from resflax.errors import UserError
 from resflax.models import layers
 
 
@@ -55,10 +56,10 @@ def count(model: nn.Module, input_shape: Sequence[int], batch_size: int | None =
       It is what JAX asks for; XLA may fuse or recompute some of it.
 
     Raises:
-      ValueError: if the network does not take such images, or `batch_size` is less than 1.
+      UserError: if the network does not take such images, or `batch_size` is less than 1.
     """
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size {batch_size} must be at least 1.")
+        raise UserError(f"batch_size {batch_size} must be at least 1.")
     # Of blocks in a loop, or in a checkpoint's function, only one would be seen, or none.
     network = _changed(model, scan=0, remat=False)
     counter = _Counter()

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax.errors import UserError
 from resflax.models import checks, layers
 from resflax.ops import norm as norm_ops
 from resflax.ops import pool
@@ -86,7 +87,7 @@ class DenseNet(nn.Module):
           'block1' to 'block4' [N, H', W', C'], 'pooled' [N, C], 'logits'.
 
         Raises:
-          ValueError: if `images` has not four axes, or is too small to be halved that often.
+          UserError: if `images` has not four axes, or is too small to be halved that often.
         """
         self._check_images(images)
         conv = functools.partial(
@@ -131,7 +132,7 @@ class DenseNet(nn.Module):
     def _check_images(self, images: jax.Array) -> None:
         halvings = len(self.stage_sizes) - 1 + (2 if self.stem == "imagenet" else 0)
         if images.ndim != 4 or min(images.shape[1:3]) < 2**halvings:
-            raise ValueError(
+            raise UserError(
                 f"images must be [N, H, W, C] with H and W at least {2**halvings}, for the stem "
                 f"{self.stem!r} and {len(self.stage_sizes)} blocks; their shape is {images.shape}."
             )
@@ -209,10 +210,10 @@ def densenet(depth: int = 121, growth_rate: int = 32, **arguments: Any) -> Dense
       **arguments: of `DenseNet`.
 
     Raises:
-      ValueError: if there is no such depth, or an argument makes no network.
+      UserError: if there is no such depth, or an argument makes no network.
     """
     if depth not in IMAGENET_DEPTHS:
-        raise ValueError(f"depth {depth} is not one of {', '.join(map(str, IMAGENET_DEPTHS))}.")
+        raise UserError(f"depth {depth} is not one of {', '.join(map(str, IMAGENET_DEPTHS))}.")
     arguments = {"stem_filters": 2 * growth_rate, **arguments}
     return _checked(DenseNet(IMAGENET_DEPTHS[depth], growth_rate, **arguments))
 
@@ -230,13 +231,13 @@ def cifar_densenet(
       **arguments: of `DenseNet`.
 
     Raises:
-      ValueError: if the depth is not of that form, or an argument makes no network.
+      UserError: if the depth is not of that form, or an argument makes no network.
     """
     step = 6 if bottleneck else 3
     size, rest = divmod(depth - 4, step)
     if rest or size < 1:
         valid = ", ".join(str(step * n + 4) for n in (*range(1, 9), 12, 16))
-        raise ValueError(
+        raise UserError(
             f"depth {depth} is not {step}n + 4, as bottleneck={bottleneck} needs: {valid}, ..."
         )
     # The released code has a stem of 2 * growth_rate everywhere; the published sizes have not.
@@ -249,12 +250,12 @@ def cifar_densenet(
 
 
 def _checked(model: DenseNet) -> DenseNet:
-    """Returns `model`, or raises ValueError where an argument makes no network."""
+    """Returns `model`, or raises UserError where an argument makes no network."""
     checks.choices(model, {"stem": STEMS, "norm": layers.NORMS, "kernel_init": layers.INITS})
     checks.positive(model, "growth_rate", "stem_filters", "num_classes")
     checks.rates(model, "dropout")
     if not 0.0 < model.compression <= 1.0:
-        raise ValueError(f"compression {model.compression} must be more than 0 and at most 1.")
+        raise UserError(f"compression {model.compression} must be more than 0 and at most 1.")
     if model.compression * (model.stem_filters + model.stage_sizes[0] * model.growth_rate) < 1:
-        raise ValueError(f"compression {model.compression} leaves a transition without channels.")
+        raise UserError(f"compression {model.compression} leaves a transition without channels.")
     return model

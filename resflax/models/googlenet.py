@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax.errors import UserError
 from resflax.models.inception import (
     CEIL_MAX_POOL,
     SAME_MAX_POOL,
@@ -129,10 +130,10 @@ class GoogLeNetAux(nn.Module):
         """[N, H, W, C] -> logits, float32 [N, num_classes].
 
         Raises:
-          ValueError: if the pool's window does not fit.
+          UserError: if the pool's window does not fit.
         """
         if self.size is None and min(x.shape[1:3]) < 5:
-            raise ValueError(
+            raise UserError(
                 "aux_heads pool 5x5 positions, so images must have at least 79 pixels; "
                 f"here {x.shape[1]}x{x.shape[2]} positions are left."
             )
@@ -154,19 +155,19 @@ def googlenet(**arguments: Any) -> GoogLeNet:
       **arguments: of `GoogLeNet`.
 
     Raises:
-      ValueError: if the arguments make no network.
+      UserError: if the arguments make no network.
     """
     model = checked(GoogLeNet(**arguments), narrowest_gate=256)
     if model.kernel_5x5 < 1 or model.kernel_5x5 % 2 == 0:
-        raise ValueError(f"kernel_5x5 {model.kernel_5x5} must be odd: 5, or 3 as in torchvision.")
+        raise UserError(f"kernel_5x5 {model.kernel_5x5} must be odd: 5, or 3 as in torchvision.")
     if model.pool4_window not in (2, 3):
-        raise ValueError(
+        raise UserError(
             f"pool4_window {model.pool4_window} must be 3 (the paper's) or 2 (torchvision's)."
         )
     if model.aux_size is not None and model.aux_size < 1:
-        raise ValueError(
+        raise UserError(
             f"aux_size {model.aux_size} must be at least 1: 4, as in torchvision; or None."
         )
     if not (model.batch_norm or model.norm_scale):
-        raise ValueError("norm_scale False needs batch_norm True: without it there is no norm.")
+        raise UserError("norm_scale False needs batch_norm True: without it there is no norm.")
     return model

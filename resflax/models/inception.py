@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax.errors import UserError
 from resflax.models import checks, repeat
 from resflax.models import layers as base
 from resflax.ops import norm as norm_ops
@@ -214,7 +215,7 @@ class InceptionNet(nn.Module):
           one's), 'pooled' [N, C], 'logits'.
 
         Raises:
-          ValueError: if `images` has not four axes, or is too small for the unpadded layers.
+          UserError: if `images` has not four axes, or is too small for the unpadded layers.
         """
         self._check_images(images)
         layers = self.layers(train)
@@ -296,7 +297,7 @@ class InceptionNet(nn.Module):
 
     def _check_images(self, images: jax.Array) -> None:
         if images.ndim != 4 or min(images.shape[1:3]) < self.smallest_image:
-            raise ValueError(
+            raise UserError(
                 f"images must be [N, H, W, C] with H and W at least {self.smallest_image} for "
                 f"{type(self).__name__}; their shape is {images.shape}."
             )
@@ -306,7 +307,7 @@ Net = TypeVar("Net", bound=InceptionNet)
 
 
 def checked(model: Net, narrowest_gate: int) -> Net:
-    """Returns `model`, or raises ValueError where its fields make no network.
+    """Returns `model`, or raises UserError where its fields make no network.
 
     Args:
       model: the network.
@@ -316,9 +317,9 @@ def checked(model: Net, narrowest_gate: int) -> Net:
     checks.positive(model, "num_classes")
     checks.rates(model, *(name for name in ("dropout", "aux_dropout") if hasattr(model, name)))
     if model.scan < 0:
-        raise ValueError(f"scan {model.scan} must be 0 (no loops) or a number of equal parts.")
+        raise UserError(f"scan {model.scan} must be 0 (no loops) or a number of equal parts.")
     if not 0 <= model.se_reduction <= narrowest_gate:
-        raise ValueError(
+        raise UserError(
             f"se_reduction {model.se_reduction} must be 0 (no gates) or more, and at most "
             f"{narrowest_gate}, the channels of the narrowest module."
         )
@@ -326,9 +327,9 @@ def checked(model: Net, narrowest_gate: int) -> Net:
 
 
 def checked_stage_sizes(sizes: Sequence[int], published: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the numbers of modules on each grid as a tuple, or raises ValueError."""
+    """Returns the numbers of modules on each grid as a tuple, or raises UserError."""
     if len(sizes) != len(published) or min(sizes) < 1:
-        raise ValueError(
+        raise UserError(
             f"stage_sizes {tuple(sizes)} must be {len(published)} numbers of at least 1; the "
             f"published ones are {published}."
         )

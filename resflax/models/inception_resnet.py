@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from resflax.errors import UserError
 from resflax.models import checks, inception_v3, inception_v4
 from resflax.models.inception import (
     MAX_POOL,
@@ -219,12 +220,12 @@ def inception_resnet(
       **arguments: of `InceptionResNet`.
 
     Raises:
-      ValueError: if there is no such variant, or the arguments make no network.
+      UserError: if there is no such variant, or the arguments make no network.
     """
     checks.choice("variant", variant, VARIANTS)
     published = VARIANTS[variant]
     sizes = checked_stage_sizes(stage_sizes or published.stage_sizes, published.stage_sizes)
     model = InceptionResNet(variant=variant, stage_sizes=sizes, **arguments)
     if len(model.scales) != 3:
-        raise ValueError(f"scales {model.scales} must be three numbers, such as (0.17, 0.1, 0.2).")
+        raise UserError(f"scales {model.scales} must be three numbers, such as (0.17, 0.1, 0.2).")
     return checked(model, narrowest_gate=published.channels[0])

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from resflax.errors import UserError
 from resflax.models.inception import (
     MAX_POOL,
     VALID,
@@ -137,10 +138,10 @@ class InceptionV3Aux(nn.Module):
         """[N, H, W, C] -> logits, float32 [N, num_classes].
 
         Raises:
-          ValueError: if the windows do not fit.
+          UserError: if the windows do not fit.
         """
         if min(x.shape[1:3]) < 17:
-            raise ValueError(
+            raise UserError(
                 "aux_heads have a 5x5 convolution over pools with a step of 3, so images must have "
                 f"at least 299 pixels; here {x.shape[1]}x{x.shape[2]} positions are left, not 17."
             )
@@ -157,6 +158,6 @@ def inception_v3(**arguments: Any) -> InceptionV3:
       **arguments: of `InceptionV3`.
 
     Raises:
-      ValueError: if the arguments make no network.
+      UserError: if the arguments make no network.
     """
     return checked(InceptionV3(**arguments), narrowest_gate=256)

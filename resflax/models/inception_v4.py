@@ -108,7 +108,7 @@ def inception_v4(stage_sizes: Sequence[int] = (4, 7, 3), **arguments: Any) -> In
       **arguments: of `InceptionV4`.
 
     Raises:
-      ValueError: if the arguments make no network.
+      UserError: if the arguments make no network.
     """
     sizes = checked_stage_sizes(stage_sizes, (4, 7, 3))
     return checked(InceptionV4(stage_sizes=sizes, **arguments), narrowest_gate=384)

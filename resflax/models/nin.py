@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax.errors import UserError
 from resflax.models import checks, layers
 from resflax.ops import activation, pool
 
@@ -54,10 +55,10 @@ class NIN(nn.Module):
           to 'block3' [N, H', W', C'], 'logits'.
 
         Raises:
-          ValueError: if `images` has not four axes, or is too small for the pools.
+          UserError: if `images` has not four axes, or is too small for the pools.
         """
         if images.ndim != 4 or min(images.shape[1:3]) < 4:
-            raise ValueError(
+            raise UserError(
                 "images must be [N, H, W, C] with H and W at least 4, for two pools; "
                 f"their shape is {images.shape}."
             )
@@ -130,14 +131,14 @@ def cifar_nin(widths: Sequence[Sequence[int]] = WIDTHS, **arguments: Any) -> NIN
       **arguments: of `NIN`.
 
     Raises:
-      ValueError: if an argument makes no network.
+      UserError: if an argument makes no network.
     """
     # Modules are hashed and compared.
     model = NIN(widths=tuple(map(tuple, widths)), **arguments)
     if len(model.widths) != len(KERNEL_SIZES) or not all(
         block and min(block) >= 1 for block in model.widths
     ):
-        raise ValueError(f"widths {model.widths} must be three lists of numbers of at least 1.")
+        raise UserError(f"widths {model.widths} must be three lists of numbers of at least 1.")
     checks.positive(model, "num_classes")
     checks.rates(model, "dropout")
     return model

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax.errors import UserError
 from resflax.models.layers import ModuleDef
 from resflax.ops import norm as norm_ops
 from resflax.ops.norm import Activations
@@ -72,13 +73,13 @@ def bottleneck(
         channel alone, so that they are the same for paths apart and together.
 
     Raises:
-      ValueError: if the width comes out as nothing, or cannot be halved.
+      UserError: if the width comes out as nothing, or cannot be halved.
     """
     width = int(filters * base_width / 64) * cardinality
     first = width // 2 if halve_first else width
     if not first:
         channels = 2 if halve_first and cardinality == 1 else 1
-        raise ValueError(
+        raise UserError(
             f"base_width {base_width} leaves a block of {filters} filters without channels; "
             f"it must be at least {-(-64 * channels // filters)}."
         )
@@ -238,11 +239,11 @@ def zero_padded_identity(x: jax.Array, filters: int, stride: int) -> jax.Array:
       [N, ceil(H / stride), ceil(W / stride), filters].
 
     Raises:
-      ValueError: if `filters` is less than C: an identity cannot lose channels.
+      UserError: if `filters` is less than C: an identity cannot lose channels.
     """
     channels = x.shape[-1]
     if filters < channels:
-        raise ValueError(
+        raise UserError(
             f"shortcut 'A' cannot shrink {channels} channels to {filters}: use 'B' or 'C'."
         )
     x = x[:, ::stride, ::stride, :]

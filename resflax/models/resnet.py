@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax.errors import UserError
 from resflax.models import axes, checks, layers, repeat, residual
 from resflax.models.stem import POOLS, Layers, Stem
 from resflax.ops import pool
@@ -143,7 +144,7 @@ class ResNet(nn.Module):
           'stage2' to 'stage5' [N, H', W', C'], 'pooled' [N, C], 'logits'.
 
         Raises:
-          ValueError: if `images` has not four axes, or is not of a size for the stem.
+          UserError: if `images` has not four axes, or is not of a size for the stem.
         """
         self._check_images(images)
         parts = self._layers(train)
@@ -315,7 +316,7 @@ class ResNet(nn.Module):
 
     def _check_images(self, images: jax.Array) -> None:
         if images.ndim != 4:
-            raise ValueError(f"images must be [N, H, W, C]; their shape is {images.shape}.")
+            raise UserError(f"images must be [N, H, W, C]; their shape is {images.shape}.")
         checks.image_size(self.stem, images.shape[1:3], any_size=self.any_size)
 
 
@@ -331,10 +332,10 @@ def resnet(depth: int = 50, **arguments: Any) -> ResNet:
       **arguments: of `ResNet`.
 
     Raises:
-      ValueError: if there is no such depth, or the arguments do not fit together.
+      UserError: if there is no such depth, or the arguments do not fit together.
     """
     if depth not in axes.IMAGENET_DEPTHS:
-        raise ValueError(f"depth {depth} is not one of {checks.listed(axes.IMAGENET_DEPTHS)}.")
+        raise UserError(f"depth {depth} is not one of {checks.listed(axes.IMAGENET_DEPTHS)}.")
     block, stage_sizes = axes.IMAGENET_DEPTHS[depth]
     return axes.check(ResNet(stage_sizes, block=block, **arguments))
 
@@ -348,14 +349,14 @@ def cifar_resnet(depth: int = 20, block: str = "basic", **arguments: Any) -> Res
       **arguments: of `ResNet`.
 
     Raises:
-      ValueError: if the depth is not of that form, or the arguments do not fit together.
+      UserError: if the depth is not of that form, or the arguments do not fit together.
     """
     checks.choice("block", block, axes.CHOICES["block"])
     step = 6 if block == "basic" else 9
     size, rest = divmod(depth - 2, step)
     if rest or size < 1:
         valid = ", ".join(str(step * n + 2) for n in range(1, 10))
-        raise ValueError(
+        raise UserError(
             f"depth {depth} is not {step}n + 2, as a network of {block} blocks needs: {valid}, ..."
         )
     arguments = {"num_classes": 10, "num_filters": 16, "stem": "cifar", **arguments}
@@ -371,11 +372,11 @@ def wide_resnet(depth: int = 28, width: int = 10, **arguments: Any) -> ResNet:
       **arguments: of `ResNet`.
 
     Raises:
-      ValueError: if the depth is not of that form, or the arguments do not fit together.
+      UserError: if the depth is not of that form, or the arguments do not fit together.
     """
     size, rest = divmod(depth - 4, 6)
     if rest or size < 1:
-        raise ValueError(f"depth {depth} is not 6n + 4: 10, 16, 22, 28, 34, 40, ...")
+        raise UserError(f"depth {depth} is not 6n + 4: 10, 16, 22, 28, 34, 40, ...")
     form = {"num_classes": 10, "unit": "full_preact", "stem": "cifar", "stem_filters": 16}
     arguments = {**form, "num_filters": 16 * width, **arguments}
     return axes.check(ResNet((size,) * 3, block="basic", **arguments))

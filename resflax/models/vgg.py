@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resflax.errors import UserError
 from resflax.models import checks, layers
 from resflax.ops import activation, pool
 from resflax.ops import norm as norm_ops
@@ -88,7 +89,7 @@ class VGG(nn.Module):
           'stage5' [N, H', W', C'], before their pools, 'fc6' and 'fc7' [..., fc_units], 'logits'.
 
         Raises:
-          ValueError: if `images` has not four axes, or is too small for the max-pools.
+          UserError: if `images` has not four axes, or is too small for the max-pools.
         """
         self._check_images(images)
         conv = functools.partial(
@@ -148,7 +149,7 @@ class VGG(nn.Module):
     def _check_images(self, images: jax.Array) -> None:
         smallest = 2 ** len(self.stage_sizes)
         if images.ndim != 4 or min(images.shape[1:3]) < smallest:
-            raise ValueError(
+            raise UserError(
                 f"images must be [N, H, W, C] with H and W at least {smallest}, for "
                 f"{len(self.stage_sizes)} max-pools; their shape is {images.shape}."
             )
@@ -188,20 +189,20 @@ def vgg(depth: int = 16, **arguments: Any) -> VGG:
       **arguments: of `VGG`.
 
     Raises:
-      ValueError: if there is no such depth, or an argument makes no network.
+      UserError: if there is no such depth, or an argument makes no network.
     """
     if depth not in DEPTHS:
-        raise ValueError(f"depth {depth} is not one of {', '.join(map(str, DEPTHS))}.")
+        raise UserError(f"depth {depth} is not one of {', '.join(map(str, DEPTHS))}.")
     return _checked(VGG(DEPTHS[depth], **arguments))
 
 
 def _checked(model: VGG) -> VGG:
-    """Returns `model`, or raises ValueError where an argument makes no network."""
+    """Returns `model`, or raises UserError where an argument makes no network."""
     checks.choices(model, {"norm": layers.NORMS, "kernel_init": layers.INITS})
     checks.positive(model, "num_classes", "num_filters", "fc_units")
     checks.rates(model, "dropout")
     if not 0 <= model.se_reduction <= model.num_filters:
-        raise ValueError(
+        raise UserError(
             f"se_reduction {model.se_reduction} must be 0 (no gates) or leave a unit of the first "
             f"stage's {model.num_filters} channels: at most {model.num_filters}."
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from resflax.errors import UserError
 from resflax.models.alexnet import alexnet, alexnet_owt
 from resflax.models.bn_inception import bn_inception
 from resflax.models.densenet import DenseNet, cifar_densenet, densenet
@@ -170,17 +171,17 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
       `model.apply(variables, images, train=False)`.
 
     Raises:
-      ValueError: for an unknown name, an unknown override, or values that make no network.
+      UserError: for an unknown name, an unknown override, or values that make no network.
     """
     if name not in VARIANTS:
         close = difflib.get_close_matches(name, VARIANTS, n=5, cutoff=0.5)
         hint = f"the closest are {', '.join(close)}" if close else "see resflax.list_models()"
-        raise ValueError(f"There is no network {name!r}; {hint}.")
+        raise UserError(f"There is no network {name!r}; {hint}.")
     variant = VARIANTS[name]
     known = override_names(name)
     unknown = [key for key in overrides if key not in known]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{name} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(known)}."
         )
     if num_classes is not None:

@@ -14,6 +14,7 @@ import jax
 import rich.console
 
 from resflax import command
+from resflax.errors import UserError
 from resflax.report import plots, runs, study, table
 from resflax.workdir import write_atomically
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         compared = study.compare(runs.find(options.directories))
         _show(compared, console)
         pictures = _write(compared, options)
-    except ValueError as error:
+    except UserError as error:
         command.fail(str(error))
     for picture in pictures:
         console.print(picture, soft_wrap=True, markup=False)
@@ -58,7 +59,7 @@ def _write(compared: study.Study, options: argparse.Namespace) -> list[pathlib.P
     """Writes the files that were asked for; returns the pictures.
 
     Raises:
-      ValueError: if one cannot be written.
+      UserError: if one cannot be written.
     """
     try:
         pictures = plots.write(compared, options.plots) if options.plots else []
@@ -71,7 +72,7 @@ def _write(compared: study.Study, options: argparse.Namespace) -> list[pathlib.P
             options.csv.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(options.csv, table.comma_separated(compared))
     except OSError as error:
-        raise ValueError(f"{error.filename}: {error.strerror}.") from None
+        raise UserError(f"{error.filename}: {error.strerror}.") from None
     return pictures
 
 

@@ -16,6 +16,7 @@ from resflax import config as config_lib
 from resflax import curves
 from resflax import workdir as workdir_lib
 from resflax.data.sources import Description
+from resflax.errors import UserError
 from resflax.models import Count, count
 
 # A directory with one of these is a run, or what is left of one.
@@ -63,16 +64,16 @@ def find(directories: Sequence[pathlib.Path]) -> list[Run]:
     """The runs in directories and in what is under them, each once, in the order of their paths.
 
     Raises:
-      ValueError: if one of the directories is none, or there is no run in it.
+      UserError: if one of the directories is none, or there is no run in it.
     """
     seen: set[str] = set()
     found: list[pathlib.Path] = []
     for directory in directories:
         if not directory.is_dir():
-            raise ValueError(f"{directory} is not a directory; name one that holds runs.")
+            raise UserError(f"{directory} is not a directory; name one that holds runs.")
         here = list(_walk(directory))
         if not here:
-            raise ValueError(
+            raise UserError(
                 f"{directory} holds no run: neither it nor a directory under it has a "
                 f"{workdir_lib.CONFIG}."
             )
@@ -124,15 +125,15 @@ def size(run: Run) -> Count:
     """Parameters and multiply-adds of a run's network for an image of its data set.
 
     Raises:
-      ValueError: if its config and data set cannot be those of a network.
+      UserError: if its config and data set cannot be those of a network.
     """
     if run.config is None or run.description is None:
-        raise ValueError(f"{workdir_lib.CONFIG} and {workdir_lib.DATASET} cannot be read.")
+        raise UserError(f"{workdir_lib.CONFIG} and {workdir_lib.DATASET} cannot be read.")
     try:
         model = config_lib.build_model(run.config, run.description.num_classes)
         return count(model, run.description.image_shape)
     except (ValueError, TypeError) as error:  # of the shapes in a damaged file, jax raises either
-        raise ValueError(f"the network cannot be counted: {_one_line(str(error))}") from None
+        raise UserError(f"the network cannot be counted: {_one_line(str(error))}") from None
 
 
 def _walk(directory: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -163,7 +164,7 @@ def _config(path: pathlib.Path) -> ml_collections.ConfigDict:
         try:
             hash(value)  # as comparing runs does
         except TypeError:
-            raise ValueError(f"{workdir_lib.CONFIG}: {field} cannot be {value!r}.") from None
+            raise UserError(f"{workdir_lib.CONFIG}: {field} cannot be {value!r}.") from None
     return config
 
 
@@ -181,20 +182,20 @@ def _result(path: pathlib.Path) -> dict[str, float]:
     """The numbers of result.json, which may be infinite.
 
     Raises:
-      ValueError: if it is not the result of a run.
+      UserError: if it is not the result of a run.
     """
     try:
         result = json.loads((path / workdir_lib.RESULT).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{workdir_lib.RESULT} cannot be read: {error}.") from None
+        raise UserError(f"{workdir_lib.RESULT} cannot be read: {error}.") from None
     if not isinstance(result, dict):
-        raise ValueError(f"{workdir_lib.RESULT} is not the result of a run.")
+        raise UserError(f"{workdir_lib.RESULT} is not the result of a run.")
     for name in (*_SHARES, "seconds"):
         if type(result.get(name)) not in (int, float):
-            raise ValueError(f"{workdir_lib.RESULT} has no number {name}.")
+            raise UserError(f"{workdir_lib.RESULT} has no number {name}.")
     for name in _SHARES:
         if result[name] < 0 or result[name] > 1:
-            raise ValueError(f"{workdir_lib.RESULT}: {name} {result[name]} is not from 0 to 1.")
+            raise UserError(f"{workdir_lib.RESULT}: {name} {result[name]} is not from 0 to 1.")
     return {name: value for name, value in result.items() if type(value) in (int, float)}
 
 

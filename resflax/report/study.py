@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from resflax import config as config_lib
+from resflax.errors import UserError
 from resflax.models import Count
 from resflax.report import runs as runs_lib
 from resflax.report.runs import Run, State
@@ -235,6 +236,6 @@ class _Sizes:
         if key not in self._known:
             try:
                 self._known[key] = runs_lib.size(run), ""
-            except ValueError as error:
+            except UserError as error:
                 self._known[key] = None, str(error)
         return self._known[key]
