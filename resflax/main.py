@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
     programs = runtime.count_programs()
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser().resolve()
     try:
-        (replay if _REPLAY.value else train_and_evaluate)(command.CONFIG.value, workdir)
+        with processes.together():
+            (replay if _REPLAY.value else train_and_evaluate)(command.CONFIG.value, workdir)
     except UserError as error:
         command.fail(str(error))
     except OSError as error:

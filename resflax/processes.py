@@ -5,25 +5,28 @@ A process is started for each host or for each accelerator, all by the same comm
     python -m resflax.main ... --coordinator node1:5000 --num_processes 2 --process_id 0
 
 or, where SLURM, Kubernetes, Open MPI or a Cloud TPU starts them, with --processes auto. The first
-one, number 0, is the coordinator too. If one dies the others cannot go on: jax ends them when it
-has not heard of it for HEARTBEAT_SECONDS, and says which it was ("Task 1" is
-process 1, "the leader task" process 0).
+one, number 0, is the coordinator too. A process that fails tells the others, which print its error
+and end with its exit code (see `together`). If a process is killed, jax ends the others
+HEARTBEAT_SECONDS later and names it ("Task 1" is process 1, "the leader task" process 0).
 """
 
 import collections
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from resflax import compat
 from resflax.errors import UserError
 
 MODES = ("off", "auto", "manual")
@@ -32,6 +35,10 @@ MODES = ("off", "auto", "manual")
 # failed, waits for the others to come to their end. Together under a minute.
 HEARTBEAT_SECONDS = 25
 SHUTDOWN_SECONDS = 25
+
+# Seconds that the processes of a run have to end by themselves after one of them has failed.
+GRACE_SECONDS = 5
+_FAILURE = "resflax/failure"  # its key in the store that the processes share
 
 # What an error of jax may mean beside what it says.
 BROKEN = (
@@ -186,6 +193,97 @@ def require_same(text: str, what: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A context in which a process that fails ends all processes of the run.
+
+    The failing process stores its error with `tell`. Each process then has GRACE_SECONDS to end by
+    itself; after that it prints the error and ends with the failing process's exit code. Errors of
+    jax (JaxRuntimeError) are not told: usually they follow from the death of another process, and
+    jax names that one.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    fate = _Fate(jax.process_index())
+    listener = threading.Thread(target=fate.listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if _failure() is not None:
+            listener.join()  # which ends this process
+        fate.ended.set()
+        raise
+    except Exception as error:
+        tell(type(error), error)
+        # The caller reports the error, and jax's shutdown may wait for the other processes. The
+        # listener, which has read the failure by then, ends this process.
+        fate.reported.set()
+        fate.sealed.wait(2)
+        raise
+    except BaseException:
+        fate.ended.set()
+        raise
+    else:
+        fate.ended.set()
+
+
+class _Fate:
+    """The end of one process of several: its own, or that of the one that failed first."""
+
+    def __init__(self, process: int):
+        """The process with this number runs."""
+        self._process = process
+        self.ended = threading.Event()  # the run is over
+        self.reported = threading.Event()  # this process reports an error of its own
+        self.sealed = threading.Event()  # a process has failed, and `listen` knows its error
+
+    def listen(self) -> None:
+        """Ends this process GRACE_SECONDS after one has failed; returns if the run ends before."""
+        while (failure := _failure()) is None:
+            if self.ended.wait(1):
+                return
+        self.sealed.set()
+        number, code, text = json.loads(failure)
+        # Process 0 holds the store, so it ends last.
+        if self.ended.wait(GRACE_SECONDS if self._process else 2 * GRACE_SECONDS):
+            return
+        if not self.reported.is_set():
+            print(f"error: process {number} failed: {text.strip()}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def tell(kind: object, error: BaseException | None, _: object = None) -> None:
+    """Stores an error where the other processes see it; an exit callback for an ExitStack.
+
+    Args:
+      kind: the class of the error; not used.
+      error: that ends this process. None, jax's own errors and requests to stop are not stored.
+    """
+    if not isinstance(error, Exception) or isinstance(error, jax.errors.JaxRuntimeError):
+        return
+    if jax.process_count() == 1:
+        return
+    is_bug = not isinstance(error, UserError | OSError)
+    text = "".join(traceback.format_exception(error)) if is_bug else str(error)
+    failure = json.dumps([jax.process_index(), 1 if is_bug else 2, text])
+    # The store refuses a second failure, and all of them once the coordinator is gone.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        compat.coordination_client().key_value_set(_FAILURE, failure)
+
+
+def _failure() -> str | None:
+    """The error that a process of the run has stored; None if there is none."""
+    client = compat.coordination_client()
+    try:
+        return client.key_value_try_get(_FAILURE) if client else None
+    except jax.errors.JaxRuntimeError:  # there is no such key
+        return None
+
+
 def _gather(text: str, size: int) -> list[str]:
     """The texts of all processes, cut to so many bytes; by number."""
     data = np.zeros(size, np.uint8)
@@ -213,7 +311,7 @@ def _patience(place: Place | None, seconds: int) -> Iterator[None]:
 
 
 def _who_is_missing(place: Place | None, seconds: int) -> str:
-    address = place.coordinator if place else _detected_address()
+    address = place.coordinator if place else compat.coordinator_address()
     if address is None:
         return (
             f"--processes auto: the scheduler did not tell where process 0 is within {seconds} s."
@@ -238,15 +336,6 @@ def _answers(address: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def _detected_address() -> str | None:
-    """What jax found; it has no public name."""
-    try:
-        from jax._src.distributed import global_state
-    except ImportError:
-        return None
-    return getattr(global_state, "coordinator_address", None)
 
 
 def _why_not(place: Place | None, error: Exception) -> str:

@@ -106,6 +106,8 @@ def train_and_evaluate(
         asked_to_stop = stack.enter_context(interruption.deferred())
         checkpointer = _checkpointer(config, workdir, console)
         stack.callback(checkpointer.close)
+        # Before it waits for a save, which may wait for the other processes.
+        stack.push(processes.tell)
         # Also where too many of them stop the run.
         stack.callback(workdir_lib.write_bad_files, workdir, dataset.bad, jax.process_index())
         state = resume(state, config, num_classes, checkpointer, batches, parallel)

@@ -38,11 +38,14 @@ def free_port():
         return s.getsockname()[1]
 
 
-def launch(*flags, devices=1, environment=()):
+PROGRAM = ("-m", "resflax.main")
+
+
+def launch(*flags, devices=1, environment=(), program=PROGRAM):
     """A process of the plain run, with so many host devices."""
     options = forked.xla_flags(devices)
     return subprocess.Popen(
-        [sys.executable, "-m", "resflax.main", "--config", "tests/plain.py", *flags],
+        [sys.executable, *program, "--config", "tests/plain.py", *flags],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": options, "JAX_PLATFORMS": "cpu", **dict(environment)},
         stdout=subprocess.PIPE,
@@ -245,6 +248,47 @@ def test_where_one_dies_the_others_end_and_name_it(tmp_path, victim):
         processes.BROKEN, ""
     )
     group[victim].communicate()
+
+
+# The process that fails does so when it reads the metrics of its third step.
+FAILING = """
+import runpy, sys
+from resflax import errors, progress
+
+def steps(self, step, *rest):
+    if step == 3:
+        raise {error}
+
+progress.Progress.steps = steps
+sys.argv[0] = "resflax.main"
+runpy.run_module("resflax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("victim", "error", "code", "text"),
+    [
+        pytest.param(1, "RuntimeError('a bug')", 1, "RuntimeError: a bug", marks=pytest.mark.long),
+        pytest.param(0, "RuntimeError('a bug')", 1, "RuntimeError: a bug", marks=pytest.mark.slow),
+        pytest.param(1, "errors.UserError('mend it')", 2, "mend it", marks=pytest.mark.slow),
+        pytest.param(
+            0, "OSError(28, 'No space left', 'file')", 2, "No space left", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_where_one_fails_the_others_end_with_its_error(tmp_path, victim, error, code, text):
+    place = ("--coordinator", f"localhost:{free_port()}", "--num_processes", "2")
+    flags = (*ENDLESS, *place, "--workdir", str(tmp_path / "run"))
+    failing = ("-c", FAILING.format(error=error))
+    group = [
+        launch(*flags, "--process_id", str(i), program=failing if i == victim else PROGRAM)
+        for i in range(2)
+    ]
+    codes, _, errors = outcome(group, seconds=300)
+    assert codes == [code] * 2, errors
+    assert all(text in said for said in errors)
+    assert ("Traceback" in errors[victim]) == (code == 1)
+    assert f"error: process {victim} failed: " in errors[1 - victim]
 
 
 @pytest.mark.long

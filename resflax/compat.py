@@ -1,0 +1,15 @@
+"""Names of jax that have no public counterpart; tests/test_compat.py holds each of them."""
+
+from typing import Any
+
+from jax._src import distributed
+
+
+def coordinator_address() -> str | None:
+    """The HOST:PORT of process 0 that jax.distributed.initialize was given or detected."""
+    return distributed.global_state.coordinator_address
+
+
+def coordination_client() -> Any:
+    """The client of the key-value store that the processes of jax.distributed share."""
+    return distributed.global_state.client
