@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import ml_collections
 
 from resflax import config as config_lib
+from resflax import disk
 from resflax.data.sources import Description
 from resflax.errors import UserError
 
@@ -42,7 +42,7 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise WorkdirError(f"workdir {workdir} is a file; name a directory, new or of this run.")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        disk.make_directory(workdir)
     except OSError as error:
         raise WorkdirError(f"workdir {workdir} cannot be made: {error.strerror}.") from None
     if (workdir / CONFIG).exists():
@@ -63,15 +63,13 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all.
+    """Writes a file so that it is there whole or not at all, also after a power cut.
 
     Raises:
       WorkdirError: if the directory cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        disk.write(path, text.encode())
     except OSError as error:
         raise WorkdirError(f"{path} cannot be written: {error.strerror}.") from None
 
