@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -24,7 +24,9 @@ _MAX_MARKERS = 40  # more evaluations than this would merge into a band
 Metrics = Sequence[Mapping[str, float]]
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
+def read_metrics(
+    path: pathlib.Path, report: Callable[[str], None] | None = None
+) -> list[dict[str, float]]:
     """Reads a metrics file and resolves the steps that a resumed run wrote again.
 
     A line that goes back to an earlier step, or repeats a step for the same kind of line (train
@@ -33,14 +35,19 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
 
     Args:
       path: a file with one JSON object a line, each with a "step" and an "epoch".
+      report: is told of every other line that is not one, which is then left out; None: such a
+        line is an error.
 
     Returns:
       The lines in order of step, with their numeric entries only.
 
     Raises:
       OSError: the file cannot be read.
-      UserError: a line other than the last is not a JSON object with a step and an epoch.
+      UserError: it is no file; or a line other than the last is not a JSON object with a step and
+        an epoch, and there is no `report`.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file.")  # a device may have no end
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept: list[dict[str, float]] = []
     for number, text in enumerate(lines, start=1):
@@ -49,7 +56,10 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number}: {error}") from error
+            if report is None:
+                raise UserError(f"{path}, line {number}: {error}") from error
+            report(f"{path}, line {number}, is left out: {error}.")
+            continue
         # At one step there is at most one line of either kind, so two lines back is far enough.
         if any(_supersedes(line, old) for old in kept[-2:]):
             while kept and kept[-1]["step"] >= line["step"]:
@@ -79,12 +89,20 @@ def plot_curves(metrics: Metrics, path: pathlib.Path, *, title: str = "") -> Non
 
 
 def _parse(text: str) -> dict[str, float]:
-    line = json.loads(text)
+    try:
+        line = json.loads(text)
+    except RecursionError:
+        line = None
     items = line.items() if isinstance(line, dict) else ()
-    numbers = {key: value for key, value in items if isinstance(value, int | float)}
-    if not {"step", "epoch"} <= numbers.keys():
+    numbers = {key: value for key, value in items if _is_number(value)}
+    if not all(math.isfinite(numbers.get(name, math.nan)) for name in ("step", "epoch")):
         raise UserError("not a JSON object with a step and an epoch")
     return numbers
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that numpy takes."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _supersedes(line: dict[str, float], old: dict[str, float]) -> bool:

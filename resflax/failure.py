@@ -18,7 +18,7 @@ from resflax.errors import UserError
 from resflax.progress import NonFiniteError
 from resflax.train_state import TrainState
 
-FILE = "failure.json"
+FILE = workdir_lib.FAILURE
 
 
 class FailureError(UserError):
@@ -98,7 +98,10 @@ def recorder(
                 zip(names, np.asarray(error.metrics["layer_norms"]).tolist(), strict=True)
             ),
         )
-        file = failure.write(workdir)
-        error.args = (f"{error} {file} tells of the step, and --replay repeats it.",)
+        try:
+            said = f"{failure.write(workdir)} tells of the step, and --replay repeats it."
+        except workdir_lib.WorkdirError as unwritten:
+            said = str(unwritten)
+        error.args = (f"{error} {said}",)
 
     return record

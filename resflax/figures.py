@@ -1,12 +1,14 @@
 """How the figures look: colours, type and axes, and how a figure becomes a file."""
 
-import os
+import io
 import pathlib
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
+
+from resflax import disk
 
 # Okabe-Ito colours, the yellow left out, which white paper swallows: distinct under the common
 # forms of colour blindness and in grey.
@@ -48,10 +50,7 @@ def save(figure: Figure, path: pathlib.Path) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    # The process id keeps two writers apart; the name keeps the umask's permissions.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=300, facecolor="white")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(picture, format="png", dpi=300, facecolor="white")
+    # A picture can be drawn again, and is not worth a wait for the disk.
+    disk.write(path, picture.getvalue(), durable=False)

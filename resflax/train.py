@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from resflax.models import count, repeat
 from resflax.parallel import DataParallel
 from resflax.progress import Progress
 from resflax.train_state import TrainState
-from resflax.writers import MetricWriter
+from resflax.writers import Attempts, MetricWriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +110,16 @@ def train_and_evaluate(
         # Before it waits for a save, which may wait for the other processes.
         stack.push(processes.tell)
         # Also where too many of them stop the run.
-        stack.callback(workdir_lib.write_bad_files, workdir, dataset.bad, jax.process_index())
+        note_bad = _bad_files(workdir, dataset, console)
+        stack.callback(note_bad)
         state = resume(state, config, num_classes, checkpointer, batches, parallel)
         step = first_step = int(parallel.single(state).step)
         if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
 
-        writer = stack.enter_context(MetricWriter(workdir, first_step)) if is_main else None
+        writer = None
+        if is_main:
+            writer = stack.enter_context(MetricWriter(workdir, first_step, console.print))
         lengths = total_steps, batches.steps_per_epoch
         progress = _progress(config, console, writer, schedule, lengths)
         look = _looker(config, dataset, parallel, progress)
@@ -149,7 +153,7 @@ def train_and_evaluate(
                 if is_best:
                     best = step, results["top1"]
                 progress.evaluation(step, results, is_best, len(dataset.bad))
-                workdir_lib.write_bad_files(workdir, dataset.bad, jax.process_index())
+                note_bad()
             if saves or is_best or stops:
                 evaluated = results if evaluates else None
                 checkpointer.save(parallel.single(state), batches.position, evaluated)
@@ -171,6 +175,15 @@ def _open(
 ) -> None:
     workdir_lib.open_run(workdir, config)
     workdir_lib.write_description(workdir, description)
+
+
+def _bad_files(
+    workdir: pathlib.Path, dataset: sources.Dataset, console: Console
+) -> Callable[[], None]:
+    """Notes the images that could not be read so far."""
+    process = jax.process_index()
+    write = functools.partial(workdir_lib.write_bad_files, workdir, dataset.bad, process)
+    return functools.partial(Attempts(console.print), workdir / workdir_lib.BAD_FILES, write)
 
 
 def _checkpointer(

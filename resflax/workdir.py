@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import ml_collections
 
 from resflax import config as config_lib
+from resflax import disk
 from resflax.data.sources import Description
 from resflax.errors import UserError
 
@@ -18,10 +18,14 @@ DATASET = "dataset.json"
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
+FAILURE = "failure.json"
 EVENTS = "tensorboard"
 RESULT = "result.json"
 BAD_FILES = "bad_files.txt"
 ERROR = "error.txt"  # of a launcher: the last line of a run that failed; gone when it starts again
+
+
+_ANEW = "take another --workdir to start anew"
 
 
 class WorkdirError(UserError):
@@ -42,10 +46,13 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise WorkdirError(f"workdir {workdir} is a file; name a directory, new or of this run.")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        disk.make_directory(workdir)
     except OSError as error:
         raise WorkdirError(f"workdir {workdir} cannot be made: {error.strerror}.") from None
-    if (workdir / CONFIG).exists():
+    strangers = [n for n in (METRICS, CHECKPOINTS, DATASET) if (workdir / n).exists()]
+    # A power cut may leave it empty, before there was anything else of the run.
+    begun = (workdir / CONFIG).exists() and (strangers or not _is_blank(workdir / CONFIG))
+    if begun:
         changes = config_lib.difference(read_config(workdir), config)
         if changes:
             raise WorkdirError(
@@ -53,7 +60,6 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
                 "take another --workdir, or the config that it was started with."
             )
         return
-    strangers = [n for n in (METRICS, CHECKPOINTS, DATASET) if (workdir / n).exists()]
     if strangers:
         raise WorkdirError(
             f"workdir {workdir} has {', '.join(strangers)} but no {CONFIG}: it is not known whose "
@@ -63,15 +69,13 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all.
+    """Writes a file so that it is there whole or not at all, also after a power cut.
 
     Raises:
       WorkdirError: if the directory cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        disk.write(path, text.encode())
     except OSError as error:
         raise WorkdirError(f"{path} cannot be written: {error.strerror}.") from None
 
@@ -88,13 +92,21 @@ def write_bad_files(workdir: pathlib.Path, lines: Iterable[str], process: int = 
       workdir: of the run.
       lines: 'name: reason'; if there are none, nothing is written.
       process: that met them; each but the first has a file of its own, bad_files.N.txt.
+
+    Raises:
+      OSError: if they cannot be written.
     """
     lines = list(lines)
     if not lines:
         return
     path = workdir / (BAD_FILES if process == 0 else f"bad_files.{process}.txt")
-    known = path.read_text().splitlines() if path.exists() else []
-    write_atomically(path, "\n".join(dict.fromkeys([*known, *lines])) + "\n")
+    known = path.read_text(errors="replace").splitlines() if path.exists() else []
+    text = "\n".join(dict.fromkeys([*known, *lines])) + "\n"
+    disk.write(path, text.encode(errors="replace"), durable=False)
+
+
+def _is_blank(path: pathlib.Path) -> bool:
+    return not path.read_bytes().strip(b"\0 \n")
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -103,12 +115,18 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       WorkdirError: if there is no run, or its config cannot be read.
     """
+    path = workdir / CONFIG
     try:
-        return config_lib.from_json((workdir / CONFIG).read_text())
+        text = path.read_text(encoding="utf-8")
+        if not text.strip("\0 \n"):
+            raise WorkdirError(f"{path} is empty: put back a copy of it, or {_ANEW}.")
+        return config_lib.from_json(text)
     except OSError as error:
         raise WorkdirError(f"{workdir} holds no run: {CONFIG}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise WorkdirError(f"{path}: not a config of resflax: {error}") from None
     except config_lib.ConfigError as error:
-        raise WorkdirError(f"{workdir / CONFIG}: {error}") from None
+        raise WorkdirError(f"{path}: {error}") from None
 
 
 def write_description(workdir: pathlib.Path, description: Description) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import gc
+import itertools
 import os
 import resource
 import shutil
@@ -203,6 +204,79 @@ def test_what_an_interrupted_save_left_is_removed_and_named(two):
     assert int(state.step) == 2
     assert said == f"{left} is removed: its save was interrupted."
     assert not left.exists()
+
+
+class Killed(BaseException):
+    """Where a process ends."""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "unlink",
+        pytest.param("rmdir", marks=pytest.mark.long),
+        pytest.param("rename", marks=pytest.mark.long),
+    ],
+)
+def test_a_deletion_that_is_cut_short_leaves_no_half_checkpoint(two, monkeypatch, call):
+    real, calls = getattr(os, call), itertools.count()
+    last = 0 if call == "rename" else 2
+
+    def killed(*arguments, **settings):
+        if next(calls) == last:
+            raise Killed
+        return real(*arguments, **settings)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, call, killed)
+        with pytest.raises(Killed):
+            store.delete(two, 1)
+    assert store.steps(two) == ([1, 2] if call == "rename" else [2])
+    left = {path.name for path in (two / "checkpoints").iterdir()}
+    assert left == ({"1", "2"} if call == "rename" else {"2", "deleted_1"})
+    (state, _), said = reopen(two)
+    assert (int(state.step), said) == (2, [])
+    assert not list((two / "checkpoints").glob("deleted*"))
+    assert not (two / "damaged_checkpoints").exists()
+
+
+def test_a_checkpoint_without_its_name_is_removed_and_named(two):
+    left = two / "checkpoints/unfinished_3"
+    shutil.copytree(two / "checkpoints/2", left)
+    (two / "checkpoints/unfinished_notes").mkdir()
+    (state, _), (said,) = reopen(two)
+    assert int(state.step) == 2
+    assert said == f"{left} is removed: its save was interrupted."
+    assert not left.exists()
+    assert (two / "checkpoints/unfinished_notes").exists()
+
+
+def test_a_checkpoint_that_is_a_link_is_deleted_and_its_target_stays(two):
+    elsewhere = two / "elsewhere"
+    (two / "checkpoints/1").rename(elsewhere)
+    (two / "checkpoints/1").symlink_to(elsewhere)
+    said = []
+    parallel = parallel_of("jit", 1)
+    with contextlib.closing(Checkpointer(two, keep=1, report=said.append)) as saver:
+        saver.save(at(create(parallel, seed=0), 3), {}, {"top1": 0.9})
+    assert (store.steps(two), said) == ([3], [])
+    assert (elsewhere / "manifest.json").exists()
+
+
+def test_a_checkpoint_that_cannot_be_deleted_is_named_and_the_next_ones_are_saved(two, monkeypatch):
+    def fail(folder):
+        raise PermissionError(13, "Permission denied")
+
+    said = []
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    parallel = parallel_of("jit", 1)
+    with contextlib.closing(Checkpointer(two, keep=1, report=said.append)) as saver:
+        saver.save(at(create(parallel, seed=0), 3), {}, {"top1": 0.9})
+        saver.save(at(create(parallel, seed=0), 4), {}, {"top1": 0.95})
+    assert said == [
+        f"the checkpoint of step {step} cannot be deleted: Permission denied." for step in (1, 2, 3)
+    ]
+    assert store.steps(two) == [4]
 
 
 def test_where_all_are_damaged_nothing_is_touched(two):

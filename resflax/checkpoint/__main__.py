@@ -6,7 +6,6 @@ Exit code 0: all is well; 1: some are damaged; 2: bad input.
 
 import datetime
 import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -52,7 +51,7 @@ def _list(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> in
     code = 0
     for workdir in workdirs:
         manifests, damaged = _manifests(workdir)
-        best = store.best(manifests)
+        best = store.best(_metrics(manifests))
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title=str(workdir), title_justify="left")
         table.add_column("step", justify="right")
         table.add_column("top-1", justify="right")
@@ -99,7 +98,7 @@ def _verify(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> 
 
 def _prune(workdir: pathlib.Path, keep: int, console: rich.console.Console) -> int:
     manifests, damaged = _manifests(workdir)
-    kept = {*sorted(manifests)[-keep:], store.best(manifests)}
+    kept = store.kept(_metrics(manifests), keep)
     for step, manifest in manifests.items():
         if step in kept:
             continue
@@ -107,7 +106,7 @@ def _prune(workdir: pathlib.Path, keep: int, console: rich.console.Console) -> i
         if strangers := manifest.strangers(checkpoint):
             damaged.append(f"step {step}: {checkpoint / strangers[0]} is not of the checkpoint.")
             continue
-        shutil.rmtree(checkpoint)
+        store.delete(workdir, step)
         said = f"{workdir}: step {step} deleted, {manifest.num_bytes / 2**20:,.1f} MiB"
         console.print(said, markup=False, soft_wrap=True)
     for line in damaged:
@@ -124,6 +123,10 @@ def _manifests(workdir: pathlib.Path) -> tuple[dict[int, Manifest], list[str]]:
         except DamageError as error:
             damaged.append(f"step {step} is damaged: {error}")
     return manifests, damaged
+
+
+def _metrics(manifests: dict[int, Manifest]) -> dict[int, dict[str, float]]:
+    return {step: manifest.metrics for step, manifest in manifests.items()}
 
 
 if __name__ == "__main__":

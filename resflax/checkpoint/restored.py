@@ -95,7 +95,7 @@ def _choose(workdir: pathlib.Path, step: int | None, best: bool, item: str) -> t
             f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}."
         )
     if step is None and best:
-        step = store.best({s: Manifest.read(directory / str(s)) for s in steps})
+        step = store.best({s: Manifest.read(directory / str(s)).metrics for s in steps})
     if step is not None:
         try:
             return step, Manifest.verify(directory / str(step), item)

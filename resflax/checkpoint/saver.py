@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
-from resflax import processes
+from resflax import disk, processes
 from resflax.checkpoint import leaves, store
 from resflax.checkpoint.manifest import Manifest
 from resflax.errors import UserError
@@ -60,9 +59,14 @@ class Checkpointer:
         self._unsaved = unsaved
         # Of the save that is under way: its step, and what makes its manifest.
         self._saving: tuple[int, Callable[[], Manifest]] | None = None
+        # Of the evaluations of the states that are there, by step.
+        self._metrics: dict[int, dict[str, float]] = {}
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._begun: concurrent.futures.Future[None] | None = None
+        self._report = report
         processes.on_first(lambda: store.tidy(workdir, report))
+        for step in store.steps(workdir):
+            self._metrics[step] = Manifest.read(store.directory(workdir) / str(step)).metrics
         self._manager = self._open()
 
     def save(
@@ -106,14 +110,19 @@ class Checkpointer:
             )
             self._manager.save(step, args=args, metrics=metrics)
 
-        self._saving = step, manifest
-        with self._told():
+        def finish() -> None:
             if alone:
                 # Before orbax's own threads take over, it reads all arrays and makes directories.
-                self._begun = self._thread.submit(begin)
-            else:
+                begin()
+            self._manager.wait_until_finished()
+            self._finish(step, metrics or {})
+
+        self._saving = step, manifest
+        with self._told():
+            if not alone:
                 # It agrees with the other processes, in an order with what else they agree about.
                 begin()
+            self._begun = self._thread.submit(finish)
 
     def restore_latest(
         self, state: TrainState, sharding: jax.sharding.Sharding
@@ -127,10 +136,11 @@ class Checkpointer:
         Raises:
           CheckpointError: if its arrays are others, or not those that were saved.
         """
-        step = self._manager.latest_step()
+        step = max(self._metrics, default=None)
         if step is None:
             return None
-        manifest = Manifest.read(store.directory(self._workdir) / str(step))
+        path = store.directory(self._workdir) / str(step)
+        manifest = Manifest.read(path)
         shapes = _unpacked_shapes(_items(state), state.loops)
         leaves.require_same(manifest.leaves, shapes, f"the checkpoint of step {step}")
         targets = {name: abstract(tree, sharding) for name, tree in shapes.items()}
@@ -138,7 +148,8 @@ class Checkpointer:
             data=ocp.args.JsonRestore(),
             **{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()},
         )
-        restored = self._manager.restore(step, args=args)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(path, args=args)
         position = restored["data"]
         items = {name: repeat.pack(restored[name], state.loops) for name in targets}
         sums = repeat.unpack(jax.device_get(leaves.checksums(items, state.loops)), state.loops)
@@ -149,8 +160,8 @@ class Checkpointer:
     @property
     def best(self) -> tuple[int, float] | None:
         """The step with the best evaluation of those kept, and its top-1; None if there is none."""
-        step = self._manager.best_step()
-        return None if step is None else (step, self._manager.metrics(step)[store.BEST_METRIC])
+        step = store.best(self._metrics)
+        return None if step is None else (step, self._metrics[step][store.BEST_METRIC])
 
     def wait(self) -> None:
         """Returns when what was to be saved is on disk.
@@ -162,7 +173,6 @@ class Checkpointer:
             begun, self._begun = self._begun, None
             if begun is not None:
                 begun.result()
-            self._manager.wait_until_finished()
         self._saving = None
 
     def close(self) -> None:
@@ -178,28 +188,40 @@ class Checkpointer:
             self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        latest = checkpoint_managers.LatestN(self._keep)
-        best = checkpoint_managers.BestN(
-            get_metric_fn=lambda m: m[store.BEST_METRIC],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
         return ocp.CheckpointManager(
             store.directory(self._workdir),
             options=ocp.CheckpointManagerOptions(
+                # It has them written; which of them are there, and stay, is the store's affair.
                 best_fn=lambda metrics: metrics[store.BEST_METRIC],
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
-                cleanup_tmp_directories=True,
+                step_prefix=store.UNFINISHED,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
             ),
         )
 
     def _complete(self) -> None:
-        """Writes the manifest, when a checkpoint has all its files and has not yet its name."""
+        """Writes the manifest, when orbax has written all files, and brings all to the disk."""
         if jax.process_index() == 0 and self._saving is not None:
             step, manifest = self._saving
-            (unfinished,) = store.directory(self._workdir).glob(f"{step}{store.UNFINISHED}*")
-            manifest().write(unfinished)
+            path = store.unfinished(self._workdir, step)
+            path = path.with_name(path.name + store.ORBAX_UNFINISHED)
+            manifest().write(path)
+            disk.sync_tree(path)
+
+    def _finish(self, step: int, metrics: dict[str, float]) -> None:
+        """Gives a checkpoint its name; when it is on the disk, deletes those it makes needless."""
+        is_first = jax.process_index() == 0
+        if is_first:
+            store.finish(self._workdir, step)
+        self._metrics[step] = metrics
+        for old in sorted(self._metrics.keys() - store.kept(self._metrics, self._keep)):
+            del self._metrics[old]
+            if is_first:
+                try:
+                    store.delete(self._workdir, old)
+                except OSError as error:  # the state is saved all the same
+                    self._report(
+                        f"the checkpoint of step {old} cannot be deleted: {error.strerror}."
+                    )
 
     def _has_room(self, step: int, items: Any) -> bool:
         wanted = sum(leaves.num_bytes(array) for array in jax.tree.leaves(items))
@@ -224,6 +246,8 @@ class Checkpointer:
                 raise
             step, self._saving = self._saving[0], None
             # A new one: this one counts the step as saved. What is left of it goes.
+            if jax.process_index() == 0:
+                store.sweep(self._workdir)
             self._manager = self._open()
             self._failed(f"the state of step {step} could not be saved: {_said(error)}.")
 

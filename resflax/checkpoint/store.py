@@ -1,14 +1,27 @@
 """The checkpoints in a run's directory, as they lie on the disk."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable, Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 
+from resflax import disk
 from resflax import workdir as workdir_lib
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.errors import UserError
 
+# In front of the step, in the name of a checkpoint that is not all on the disk yet, or that goes.
+# No reader takes such a directory for a checkpoint, whatever of it a kill or a power cut leaves.
+UNFINISHED = "unfinished"
+_DELETED = "deleted"
+
 # Of a checkpoint that orbax has not finished, behind its step.
-UNFINISHED = ".orbax-checkpoint-tmp"
+ORBAX_UNFINISHED = ".orbax-checkpoint-tmp"
+
+_LEFTOVER = re.compile(
+    rf"{_DELETED}_\d+|{UNFINISHED}_\d+|({UNFINISHED}_)?\d+{re.escape(ORBAX_UNFINISHED)}.*"
+)
 
 # Where damaged ones are put, in the run's directory: nothing is deleted that may be of use.
 SET_ASIDE = "damaged_checkpoints"
@@ -31,10 +44,81 @@ def steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-def best(manifests: dict[int, Manifest]) -> int | None:
-    """The step with the best evaluation, the latest of equals; None if there was none."""
-    evaluated = [step for step in manifests if BEST_METRIC in manifests[step].metrics]
-    return max(evaluated, key=lambda s: (manifests[s].metrics[BEST_METRIC], s), default=None)
+def best(metrics: Mapping[int, Mapping[str, float]]) -> int | None:
+    """The step with the best evaluation, the latest of equals; None if there was none.
+
+    Args:
+      metrics: of the evaluations of steps; empty where there was none.
+    """
+    evaluated = [step for step in metrics if BEST_METRIC in metrics[step]]
+    return max(evaluated, key=lambda s: (metrics[s][BEST_METRIC], s), default=None)
+
+
+def kept(metrics: Mapping[int, Mapping[str, float]], keep: int) -> set[int]:
+    """Of these steps, so many of the latest, and the best: see `best`."""
+    steps = set(sorted(metrics)[-keep:])
+    first = best(metrics)
+    return steps if first is None else steps | {first}
+
+
+def unfinished(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Where the checkpoint of a step is until `finish`."""
+    return directory(workdir) / f"{UNFINISHED}_{step}"
+
+
+def finish(workdir: pathlib.Path, step: int) -> None:
+    """Gives a checkpoint its name; when it has it, a power cut leaves it there, whole.
+
+    Args:
+      workdir: of the run.
+      step: of a checkpoint that is complete, and synced but for what orbax wrote last.
+
+    Raises:
+      OSError: if it cannot be; it keeps the name of an unfinished one.
+    """
+    path = unfinished(workdir, step)
+    # What goes on from it has these lines behind it.
+    with contextlib.suppress(OSError):
+        disk.sync(workdir / workdir_lib.METRICS)
+    for entry in (*path.iterdir(), path):
+        disk.sync(entry)
+    path.rename(directory(workdir) / str(step))
+    disk.sync(directory(workdir))
+
+
+def delete(workdir: pathlib.Path, step: int) -> None:
+    """Deletes a checkpoint: whole, or it is still there whole, whenever the process is killed.
+
+    Raises:
+      OSError: if it cannot be deleted.
+    """
+    path = directory(workdir) / f"{_DELETED}_{step}"
+    (directory(workdir) / str(step)).rename(path)
+    disk.sync(directory(workdir))
+    _remove(path)
+
+
+def sweep(workdir: pathlib.Path, report: Callable[[str], None] = lambda text: None) -> None:
+    """Removes what interrupted saves and deletions have left.
+
+    Args:
+      workdir: of the run, which nobody else saves into.
+      report: is told of each save.
+    """
+    for path in sorted(directory(workdir).glob("*")):
+        if _LEFTOVER.fullmatch(path.name):
+            if not path.name.startswith(_DELETED):
+                report(f"{path} is removed: its save was interrupted.")
+            # What cannot be removed now is in nobody's way.
+            with contextlib.suppress(OSError):
+                _remove(path)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_symlink():  # what it points at is not the run's to delete
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def newest_first(
@@ -57,7 +141,7 @@ def newest_first(
 def tidy(workdir: pathlib.Path, report: Callable[[str], None]) -> None:
     """Makes a run's checkpoints what may be gone on from: damaged ones are set aside.
 
-    Of a save that was interrupted, orbax removes what is left when it opens the directory.
+    What is left of saves and deletions that were interrupted is removed.
 
     Args:
       workdir: of the run.
@@ -66,8 +150,7 @@ def tidy(workdir: pathlib.Path, report: Callable[[str], None]) -> None:
     Raises:
       CheckpointError: if all there are are damaged; nothing was moved.
     """
-    for path in sorted(directory(workdir).glob(f"*{UNFINISHED}*")):
-        report(f"{path} is removed: its save was interrupted.")
+    sweep(workdir, report)
     remarks: list[str] = []
     found = steps(workdir)
     good = [step for step, _ in newest_first(workdir, remarks.append)]
