@@ -15,6 +15,7 @@ from resflax import (
     checkpoint,
     failure,
     interruption,
+    lock,
     optimizers,
     processes,
     transfer,
@@ -73,11 +74,20 @@ def train_and_evaluate(
       and 'best/step', and 'seconds' spent here.
 
     Raises:
-      UserError: if the config, the data or the directory cannot be; nothing was overwritten.
+      UserError: if the config, the data or the directory cannot be, or another process is at work
+        in the directory; nothing was overwritten.
       NonFiniteError: if losses or gradients are not finite, more often than `train.max_skips`; no
         parameter was spoilt, and failure.json tells of the step.
       Stopped: if a signal asked for it; the state was saved.
     """
+    with contextlib.ExitStack() as held:
+        return _train(config, workdir, held)
+
+
+def _train(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, held: contextlib.ExitStack
+) -> dict[str, float]:
+    """See train_and_evaluate; `held` has the directory until all of it is written."""
     start = time.monotonic()
     validation.validate(config, jax.device_count())
     processes.require_same(config_lib.to_json(config), "config")
@@ -89,8 +99,10 @@ def train_and_evaluate(
         config, batches.steps_per_epoch, total_steps, on_devices=bool(examples)
     )
     is_main = jax.process_index() == 0
-    processes.on_first(lambda: _open(workdir, config, dataset.description))
     console = Console(active=is_main)
+    processes.on_first(lambda: workdir_lib.make(workdir))
+    own = held.enter_context(lock.held(workdir, console.print, processes.on_first))
+    processes.on_first(lambda: _open(workdir, config, dataset.description))
     _introduce(console, config, dataset, parallel, workdir)
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
@@ -103,7 +115,7 @@ def train_and_evaluate(
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
 
     with contextlib.ExitStack() as stack:
-        asked_to_stop = stack.enter_context(interruption.deferred())
+        asked_to_stop = stack.enter_context(interruption.deferred(own.stopping))
         checkpointer = _checkpointer(config, workdir, console)
         stack.callback(checkpointer.close)
         # Also where too many of them stop the run.
@@ -138,6 +150,7 @@ def train_and_evaluate(
             evaluates = saves or _due(step, config.eval.every_epochs, batches, total_steps)
             if not (evaluates or stops):
                 continue
+            processes.on_first(own.check)
             # Before a state is saved, its own loss must have been seen to be finite.
             pending.tell(progress, parallel)
             pending, is_best = None, False

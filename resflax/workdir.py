@@ -28,6 +28,20 @@ class WorkdirError(UserError):
     """The directory cannot be this run's; the message says why."""
 
 
+def make(workdir: pathlib.Path) -> None:
+    """Makes the directory, unless it is there.
+
+    Raises:
+      WorkdirError: if it is a file, or cannot be made.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise WorkdirError(f"workdir {workdir} is a file; name a directory, new or of this run.")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(f"workdir {workdir} cannot be made: {error.strerror}.") from None
+
+
 def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes the directory this config's run, new or to be resumed; overwrites nothing.
 
@@ -39,12 +53,7 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
       WorkdirError: if it is a file, cannot be written, holds another config's run, or files of a
         run without its config.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise WorkdirError(f"workdir {workdir} is a file; name a directory, new or of this run.")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkdirError(f"workdir {workdir} cannot be made: {error.strerror}.") from None
+    make(workdir)
     if (workdir / CONFIG).exists():
         changes = config_lib.difference(read_config(workdir), config)
         if changes:

@@ -14,7 +14,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from resflax import command
+from resflax import command, lock
 from resflax.checkpoint import store
 from resflax.checkpoint.manifest import FILE, DamageError, Manifest
 
@@ -45,7 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _verify(options.directories, console)
     if options.keep < 1:
         command.fail(f"--keep {options.keep} must be at least 1.")
-    return max([_prune(workdir, options.keep, console) for workdir in options.directories])
+    code = 0
+    for workdir in options.directories:
+        try:
+            with lock.held(workdir):
+                code = max(code, _prune(workdir, options.keep, console))
+        except lock.LockError as error:
+            command.fail(str(error))
+    return code
 
 
 def _list(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> int:
