@@ -26,6 +26,7 @@ from resflax import workdir as workdir_lib
 from resflax.analysis.monitor import Monitor
 from resflax.console import Console
 from resflax.data import pipeline, sources
+from resflax.errors import UserError
 from resflax.evaluate import evaluator
 from resflax.models import count, repeat
 from resflax.parallel import DataParallel
@@ -102,7 +103,7 @@ def _train(
     console = Console(active=is_main)
     processes.on_first(lambda: workdir_lib.make(workdir))
     own = held.enter_context(lock.held(workdir, console.print, processes.on_first))
-    processes.on_first(lambda: _open(workdir, config, dataset.description))
+    processes.on_first(lambda: workdir_lib.open_run(workdir, config))
     _introduce(console, config, dataset, parallel, workdir)
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
@@ -116,12 +117,13 @@ def _train(
 
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(interruption.deferred(own.stopping))
-        checkpointer = _checkpointer(config, workdir, console)
+        checkpointer = _checkpointer(config, workdir, dataset, console)
         stack.callback(checkpointer.close)
         # Also where too many of them stop the run.
         stack.callback(workdir_lib.write_bad_files, workdir, dataset.bad, jax.process_index())
         state = resume(state, config, num_classes, checkpointer, batches, parallel)
         step = first_step = int(parallel.single(state).step)
+        processes.on_first(lambda: _begin(workdir, config, dataset, first_step, total_steps))
         if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
 
@@ -177,20 +179,37 @@ def _train(
     return result
 
 
-def _open(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, description: sources.Description
+def _begin(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    first_step: int,
+    total_steps: int,
 ) -> None:
-    workdir_lib.open_run(workdir, config)
-    workdir_lib.write_description(workdir, description)
+    """Notes what this start of the run is, where all that it needs is there."""
+    if first_step > total_steps:
+        raise UserError(
+            f"config.train.epochs {config.train.epochs:g} ends after step {total_steps}, and the "
+            f"run in {workdir} is at step {first_step} already; take another --workdir."
+        )
+    if first_step:
+        workdir_lib.require_same_data(workdir, dataset.description)
+    workdir_lib.renew_config(workdir, config)
+    workdir_lib.write_description(workdir, dataset.description)
 
 
 def _checkpointer(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    dataset: sources.Dataset,
+    console: Console,
 ) -> checkpoint.Checkpointer:
+    counts = {"num_train": len(dataset.train), "num_test": len(dataset.test)}
+    origin = checkpoint.of_run(config, dataset.description, **counts)
     return checkpoint.Checkpointer(
         workdir,
         config.checkpoint.keep,
-        facts=checkpoint.facts(config_lib.to_json(config)),
+        facts=checkpoint.facts(config_lib.to_json(config)) | origin,
         report=console.print,
         unsaved=console.print if config.checkpoint.if_unsaved == "go_on" else None,
     )

@@ -93,10 +93,11 @@ def _verify(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> 
     ):
         checkpoint = store.directory(workdir) / str(step)
         try:
-            manifest = Manifest.verify(checkpoint)
+            manifest = store.verified(workdir, step)
         except DamageError as error:
             damaged += 1
-            console.print(f"{checkpoint}: DAMAGED: {error}", markup=False, soft_wrap=True)
+            state = error.kind.removeprefix("is ").upper()
+            console.print(f"{checkpoint}: {state}: {error}", markup=False, soft_wrap=True)
         else:
             size = f"{len(manifest.files)} files, {manifest.num_bytes / 2**20:,.1f} MiB"
             console.print(f"{checkpoint}: good, {size}", markup=False, soft_wrap=True)
@@ -127,9 +128,9 @@ def _manifests(workdir: pathlib.Path) -> tuple[dict[int, Manifest], list[str]]:
     manifests, damaged = {}, []
     for step in store.steps(workdir):
         try:
-            manifests[step] = Manifest.read(store.directory(workdir) / str(step))
+            manifests[step] = store.read(workdir, step)
         except DamageError as error:
-            damaged.append(f"step {step} is damaged: {error}")
+            damaged.append(f"step {step} {error.kind}: {error}")
     return manifests, damaged
 
 
