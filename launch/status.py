@@ -16,6 +16,9 @@ from resflax import workdir as workdir_lib
 LOG = "log.txt"
 ERROR = workdir_lib.ERROR
 
+# The runs of a sweep are compared, so that all must have the same length.
+_MAY_DIFFER = config_lib.MAY_DIFFER.keys() - {"train.epochs"}
+
 # How the line begins that says what went wrong: ours, or the end of a traceback. It need not be the
 # last one: jax and C++ libraries add theirs.
 _ERROR_LINE = re.compile(r"^(error:|[\w.]*(Error|Exception|Interrupt)\b)")
@@ -72,7 +75,8 @@ def conflict(run: Run) -> str:
     if not (run.workdir / workdir_lib.CONFIG).exists():
         return ""
     try:
-        changes = config_lib.difference(workdir_lib.read_config(run.workdir), run.resolve())
+        found = workdir_lib.read_config(run.workdir)
+        changes = config_lib.difference(found, run.resolve(), _MAY_DIFFER)
     except workdir_lib.WorkdirError as error:
         return str(error)
     if not changes:

@@ -8,6 +8,7 @@ A config file is a difference to `base()`:
 """
 
 import json
+from collections.abc import Container
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,27 @@ from ml_collections.config_dict import placeholder
 
 from resflax.errors import UserError
 from resflax.models import create_model, override_names
+
+# The fields that may differ between two starts of a run, and between a run and its checkpoints. The
+# parameters after a step depend on none of them but the first, which says how many steps there are.
+MAY_DIFFER = {
+    "train.epochs": "a run can be made longer; its schedule follows",
+    "train.steps_per_call": "the steps are the same, in other dispatches",
+    "train.max_skips": "a limit, which a run that came to it may be given more of",
+    "eval.batch_size": "means are over all test images",
+    "eval.every_epochs": "an evaluation changes nothing",
+    "checkpoint.every_epochs": "neither does a save",
+    "checkpoint.keep": "the next save deletes what is too many",
+    "checkpoint.if_unsaved": "what to do on a full disk, today",
+    "analysis.every": "the blocks are looked at, and left alone",
+    "log.every_steps": "lines of metrics name their step",
+    "data.placement": "the order of the images is the same",
+    "data.threads": "likewise",
+    "data.max_bad": "a limit, like train.max_skips",
+    "data.folder.path": "a place: what is there is compared by the data set's description",
+    "data.arrays.path": "likewise",
+    "data.tfds.data_dir": "likewise",
+}
 
 
 class ConfigError(UserError):
@@ -49,7 +71,7 @@ def base() -> ml_collections.ConfigDict:
     train.label_smoothing = 0.0  # probability spread over all classes
     train.aux_weight = 0.3  # of the loss of each auxiliary classifier
     train.trainable = ".*"  # regular expression that begins the paths of parameters to be trained
-    train.max_skips = 0  # updates, of non-finite losses or gradients, that a run may do without
+    train.max_skips = 0  # updates, of non-finite losses or gradients, that the whole run may skip
     train.ema_decay = 0.0  # share of the averaged parameters that a step keeps; 0: no average
 
     evaluate = config.eval = ml_collections.ConfigDict()
@@ -263,13 +285,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def difference(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
-    """The fields that differ, as lines 'field: old -> new'."""
+def difference(
+    old: ml_collections.ConfigDict, new: ml_collections.ConfigDict, but: Container[str] = ()
+) -> list[str]:
+    """The fields that differ, `but` some, as lines 'field: old -> new'."""
     before, after = flatten(old), flatten(new)
     return [
         f"{field}: {before.get(field)!r} -> {after.get(field)!r}"
         for field in sorted(before.keys() | after.keys())
-        if before.get(field) != after.get(field)
+        if before.get(field) != after.get(field) and field not in but
     ]
 
 

@@ -28,8 +28,13 @@ class Requests:
     Several processes stop after the same step, also where one of them alone was asked.
     """
 
-    def __init__(self) -> None:
-        """None was made so far."""
+    def __init__(self, notify: Callable[[], None]):
+        """None was made so far.
+
+        Args:
+          notify: called as soon as the first one is known here.
+        """
+        self._notify = notify
         self._signal: int | None = None
         self._asked: int | None = None
 
@@ -43,6 +48,7 @@ class Requests:
         if self._signal is not None:
             raise KeyboardInterrupt
         self._signal = number
+        self._notify()
         if jax.distributed.is_initialized():
             # Of which jax takes note, in each process.
             signal.raise_signal(signal.SIGTERM)
@@ -57,21 +63,27 @@ class Requests:
         numbers = range(first, step + 1)
         if not any(multihost_utils.reached_preemption_sync_point(n) for n in numbers):
             return False
+        self._notify()
         # Who leaves while another still compiles its first step would be taken for dead.
         multihost_utils.sync_global_devices("stop")
         return True
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Callable[[int], int | None]]:
+def deferred(
+    notify: Callable[[], None] = lambda: None,
+) -> Iterator[Callable[[int], int | None]]:
     """While it lasts, SIGINT and SIGTERM wait until they are asked for.
 
     Signals come to the main thread of a process only: in another one nothing is changed.
 
+    Args:
+      notify: called at once where a signal comes, so that others know that the run is stopping.
+
     Yields:
       What tells after so many steps whether the run is to stop, by its exit code; None: it is not.
     """
-    requests = Requests()
+    requests = Requests(notify)
 
     def asked(step: int) -> int | None:
         return requests.exit_code if requests.made(step) else None

@@ -147,19 +147,22 @@ def topology() -> str:
     return "\n".join(lines)
 
 
-def on_first(do: Callable[[], None]) -> None:
+def on_first(do: Callable[[], object]) -> bool:
     """Runs something on the first process; if it refuses, all do.
 
     Args:
       do: that raises UserError if it cannot be.
 
+    Returns:
+      Whether what it returned there is true, on every process.
+
     Raises:
       UserError: on every process, with the message of the first one's.
     """
-    refusal = ""
+    refusal, result = "", False
     if jax.process_index() == 0:
         try:
-            do()
+            result = bool(do())
         except UserError as error:
             if jax.process_count() == 1:
                 raise
@@ -168,6 +171,7 @@ def on_first(do: Callable[[], None]) -> None:
         refusal = _gather(refusal, _TEXT)[0]
         if refusal:
             raise ProcessError(refusal)
+    return agreed(result)
 
 
 def agreed(value: bool) -> bool:

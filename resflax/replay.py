@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from resflax import assembly, checkpoint, optimizers, train, validation
+from resflax import assembly, checkpoint, lock, optimizers, processes, train, validation
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.console import Console
@@ -29,7 +29,7 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
       Whether the step gave the same, bit for bit.
 
     Raises:
-      UserError: if no step of the run failed, or another config is given.
+      UserError: if no step of the run failed, another config is given, or the run is at work.
     """
     validation.validate(config, jax.device_count())
     failure = Failure.read(workdir)
@@ -43,7 +43,10 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
     state = assembly.create_state(config, model, dataset, schedule, parallel)
     console = Console(active=jax.process_index() == 0)
-    with contextlib.closing(checkpoint.Checkpointer(workdir, config.checkpoint.keep)) as saved:
+    with (
+        lock.held(workdir, console.print, processes.on_first),
+        contextlib.closing(checkpoint.Checkpointer(workdir, config.checkpoint.keep)) as saved,
+    ):
         state = train.resume(state, config, num_classes, saved, batches, parallel)
     first_step = int(parallel.single(state).step)
     if first_step >= failure.step:

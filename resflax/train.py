@@ -16,6 +16,7 @@ from resflax import (
     checkpoint,
     failure,
     interruption,
+    lock,
     optimizers,
     processes,
     transfer,
@@ -26,6 +27,7 @@ from resflax import workdir as workdir_lib
 from resflax.analysis.monitor import Monitor
 from resflax.console import Console
 from resflax.data import pipeline, sources
+from resflax.errors import UserError
 from resflax.evaluate import evaluator
 from resflax.models import count, repeat
 from resflax.parallel import DataParallel
@@ -74,11 +76,20 @@ def train_and_evaluate(
       and 'best/step', and 'seconds' spent here.
 
     Raises:
-      UserError: if the config, the data or the directory cannot be; nothing was overwritten.
+      UserError: if the config, the data or the directory cannot be, or another process is at work
+        in the directory; nothing was overwritten.
       NonFiniteError: if losses or gradients are not finite, more often than `train.max_skips`; no
         parameter was spoilt, and failure.json tells of the step.
       Stopped: if a signal asked for it; the state was saved.
     """
+    with contextlib.ExitStack() as held:
+        return _train(config, workdir, held)
+
+
+def _train(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, held: contextlib.ExitStack
+) -> dict[str, float]:
+    """See train_and_evaluate; `held` has the directory until all of it is written."""
     start = time.monotonic()
     validation.validate(config, jax.device_count())
     processes.require_same(config_lib.to_json(config), "config")
@@ -90,8 +101,10 @@ def train_and_evaluate(
         config, batches.steps_per_epoch, total_steps, on_devices=bool(examples)
     )
     is_main = jax.process_index() == 0
-    processes.on_first(lambda: _open(workdir, config, dataset.description))
     console = Console(active=is_main)
+    processes.on_first(lambda: workdir_lib.make(workdir))
+    own = held.enter_context(lock.held(workdir, console.print, processes.on_first))
+    processes.on_first(lambda: workdir_lib.open_run(workdir, config))
     _introduce(console, config, dataset, parallel, workdir)
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
@@ -104,8 +117,8 @@ def train_and_evaluate(
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
 
     with contextlib.ExitStack() as stack:
-        asked_to_stop = stack.enter_context(interruption.deferred())
-        checkpointer = _checkpointer(config, workdir, console)
+        asked_to_stop = stack.enter_context(interruption.deferred(own.stopping))
+        checkpointer = _checkpointer(config, workdir, dataset, console)
         stack.callback(checkpointer.close)
         # Before it waits for a save, which may wait for the other processes.
         stack.push(processes.tell)
@@ -114,6 +127,7 @@ def train_and_evaluate(
         stack.callback(note_bad)
         state = resume(state, config, num_classes, checkpointer, batches, parallel)
         step = first_step = int(parallel.single(state).step)
+        processes.on_first(lambda: _begin(workdir, config, dataset, first_step, total_steps))
         if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
 
@@ -144,6 +158,7 @@ def train_and_evaluate(
             evaluates = saves or _due(step, config.eval.every_epochs, batches, total_steps)
             if not (evaluates or stops):
                 continue
+            processes.on_first(own.check)
             # Before a state is saved, its own loss must have been seen to be finite.
             pending.tell(progress, parallel)
             pending, is_best = None, False
@@ -170,11 +185,23 @@ def train_and_evaluate(
     return result
 
 
-def _open(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, description: sources.Description
+def _begin(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    first_step: int,
+    total_steps: int,
 ) -> None:
-    workdir_lib.open_run(workdir, config)
-    workdir_lib.write_description(workdir, description)
+    """Notes what this start of the run is, where all that it needs is there."""
+    if first_step > total_steps:
+        raise UserError(
+            f"config.train.epochs {config.train.epochs:g} ends after step {total_steps}, and the "
+            f"run in {workdir} is at step {first_step} already; take another --workdir."
+        )
+    if first_step:
+        workdir_lib.require_same_data(workdir, dataset.description)
+    workdir_lib.renew_config(workdir, config)
+    workdir_lib.write_description(workdir, dataset.description)
 
 
 def _bad_files(
@@ -187,12 +214,17 @@ def _bad_files(
 
 
 def _checkpointer(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, console: Console
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    dataset: sources.Dataset,
+    console: Console,
 ) -> checkpoint.Checkpointer:
+    counts = {"num_train": len(dataset.train), "num_test": len(dataset.test)}
+    origin = checkpoint.of_run(config, dataset.description, **counts)
     return checkpoint.Checkpointer(
         workdir,
         config.checkpoint.keep,
-        facts=checkpoint.facts(config_lib.to_json(config)),
+        facts=checkpoint.facts(config_lib.to_json(config)) | origin,
         report=console.print,
         unsaved=console.print if config.checkpoint.if_unsaved == "go_on" else None,
     )

@@ -15,7 +15,7 @@ PyTree = Any
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state between two training steps; a checkpoint holds its leaves except `skipped`.
+    """The state between two training steps; a checkpoint holds exactly its leaves.
 
     Attributes:
       step: updates made so far, int32 [].

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -24,12 +25,29 @@ RESULT = "result.json"
 BAD_FILES = "bad_files.txt"
 ERROR = "error.txt"  # of a launcher: the last line of a run that failed; gone when it starts again
 
+# Of equal images, mean and deviation differ by less where another library decodes them.
+_TOLERANCE = 1e-3
+
 
 _ANEW = "take another --workdir to start anew"
 
 
 class WorkdirError(UserError):
     """The directory cannot be this run's; the message says why."""
+
+
+def make(workdir: pathlib.Path) -> None:
+    """Makes the directory, unless it is there.
+
+    Raises:
+      WorkdirError: if it is a file, or cannot be made.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise WorkdirError(f"workdir {workdir} is a file; name a directory, new or of this run.")
+    try:
+        disk.make_directory(workdir)
+    except OSError as error:
+        raise WorkdirError(f"workdir {workdir} cannot be made: {error.strerror}.") from None
 
 
 def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -43,17 +61,12 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
       WorkdirError: if it is a file, cannot be written, holds another config's run, or files of a
         run without its config.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise WorkdirError(f"workdir {workdir} is a file; name a directory, new or of this run.")
-    try:
-        disk.make_directory(workdir)
-    except OSError as error:
-        raise WorkdirError(f"workdir {workdir} cannot be made: {error.strerror}.") from None
+    make(workdir)
     strangers = [n for n in (METRICS, CHECKPOINTS, DATASET) if (workdir / n).exists()]
     # A power cut may leave it empty, before there was anything else of the run.
     begun = (workdir / CONFIG).exists() and (strangers or not _is_blank(workdir / CONFIG))
     if begun:
-        changes = config_lib.difference(read_config(workdir), config)
+        changes = config_lib.difference(read_config(workdir), config, config_lib.MAY_DIFFER)
         if changes:
             raise WorkdirError(
                 f"workdir {workdir} holds a run with another config ({'; '.join(changes)}); "
@@ -66,6 +79,18 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             "run that is; take another --workdir."
         )
     write_atomically(workdir / CONFIG, config_lib.to_json(config))
+
+
+def renew_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Notes what differs from the run's last start (see config.MAY_DIFFER).
+
+    A result for another number of epochs is that of this run no more, and goes.
+    """
+    before = read_config(workdir)
+    if before.train.epochs != config.train.epochs:
+        (workdir / RESULT).unlink(missing_ok=True)
+    if config_lib.difference(before, config):
+        write_atomically(workdir / CONFIG, config_lib.to_json(config))
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -127,6 +152,37 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         raise WorkdirError(f"{path}: not a config of resflax: {error}") from None
     except config_lib.ConfigError as error:
         raise WorkdirError(f"{path}: {error}") from None
+
+
+def data_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two data sets, as lines 'data NAME: old -> new'.
+
+    Args:
+      old: fields of a Description, and other numbers; what only one of the two has does not count.
+      new: likewise.
+    """
+    changes = []
+    for name in old.keys() & new.keys():
+        a, b = (tuple(v) if isinstance(v, list) else v for v in (old[name], new[name]))
+        same = a == b
+        if name in ("mean", "std") and len(a) == len(b):
+            same = all(math.isclose(x, y, abs_tol=_TOLERANCE) for x, y in zip(a, b, strict=True))
+        if not same:
+            changes.append(f"data {name}: {a!r} -> {b!r}")
+    return sorted(changes)
+
+
+def require_same_data(workdir: pathlib.Path, description: Description) -> None:
+    """Raises WorkdirError if the run was made for other data than it is to go on with."""
+    try:
+        old = dataclasses.asdict(read_description(workdir))
+    except WorkdirError:
+        return
+    if changes := data_difference(old, dataclasses.asdict(description)):
+        raise WorkdirError(
+            f"workdir {workdir} holds a run with other data ({'; '.join(changes)}); put back its "
+            "data, or take another --workdir."
+        )
 
 
 def write_description(workdir: pathlib.Path, description: Description) -> None:

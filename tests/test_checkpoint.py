@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from resflax.checkpoint import Checkpointer, CheckpointError, SaveError, store
+from resflax.checkpoint import saver as saver_lib
 from resflax.checkpoint.__main__ import main
 from resflax.parallel import DataParallel
 from resflax.train_state import create_train_state
@@ -426,3 +427,29 @@ def test_the_command_lists_verifies_and_prunes(two, capsys):
         main(["verify", str(two / "checkpoints")])
     assert exit_code.value.code == 2
     assert "has no checkpoint" in capsys.readouterr().err
+
+
+def test_skipped_updates_are_counted_over_all_starts(tmp_path):
+    parallel = parallel_of("jit", 1)
+    state = create(parallel, seed=0).replace(skipped=jnp.int32(3))
+    with contextlib.closing(Checkpointer(tmp_path, keep=5)) as saver:
+        saver.save(at(state, 1), {"next_index": 1}, {"top1": 0.5})
+    (restored, _), _ = reopen(tmp_path)
+    assert int(restored.skipped) == 3
+
+
+def test_a_state_of_the_first_version_has_skipped_nothing(tmp_path, monkeypatch):
+    def items(state, new=saver_lib._items):
+        found = new(state)
+        del found["optimizer"]["skipped"]
+        return found
+
+    parallel = parallel_of("jit", 1)
+    state = create(parallel, seed=0).replace(skipped=jnp.int32(3))
+    with monkeypatch.context() as old:
+        old.setattr(saver_lib, "_items", items)
+        with contextlib.closing(Checkpointer(tmp_path, keep=5)) as saver:
+            saver.save(at(state, 1), {"next_index": 1}, {"top1": 0.5})
+    with contextlib.closing(Checkpointer(tmp_path, keep=5)) as loader:
+        restored, position = loader.restore_latest(state, parallel.replicated)
+    assert (int(restored.step), int(restored.skipped), position) == (1, 0, {"next_index": 1})

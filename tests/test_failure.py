@@ -120,3 +120,16 @@ def test_a_jump_of_the_loss_is_told():
         follower.steps(step, [{"loss": loss, **norms}])
     (text,) = said
     assert text.startswith("the loss of step 140 (epoch 14.00) jumped to 9.0000, from 2.0")
+
+
+@pytest.mark.long
+def test_skips_before_a_stop_count_too(tmp_path):
+    workdir = tmp_path / "run"
+    half = plain_config(**DIVERGING | {"train.epochs": 2.0, "train.max_skips": 8})
+    train.train_and_evaluate(half, workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    skipped = max(line.get("train/skipped", 0) for line in lines)
+    assert skipped > 0
+    whole = plain_config(**DIVERGING, **{"train.max_skips": skipped})
+    with pytest.raises(progress.NonFiniteError, match="of step 5 "):
+        train.train_and_evaluate(whole, workdir)

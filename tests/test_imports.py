@@ -18,6 +18,7 @@ ARROWS = {
     "metrics": set(),
     "runtime": set(),
     "interruption": set(),
+    "lock": set(),
     "failure": {"checkpoint", "data", "progress", "train_state", "workdir"},
     "compat": set(),
     "processes": {"compat"},
@@ -45,12 +46,12 @@ ARROWS = {
     "analyze": {"analysis", "command", "runtime"},
     "train": {
         "analysis", "assembly", "checkpoint", "config", "console", "data", "evaluate", "failure",
-        "interruption", "models", "optimizers", "parallel", "processes", "progress",
+        "interruption", "lock", "models", "optimizers", "parallel", "processes", "progress",
         "train_state", "transfer", "validation", "workdir", "writers",
     },
     "replay": {
-        "assembly", "checkpoint", "config", "console", "data", "failure", "optimizers", "parallel",
-        "train", "validation", "workdir",
+        "assembly", "checkpoint", "config", "console", "data", "failure", "lock", "optimizers",
+        "parallel", "processes", "train", "validation", "workdir",
     },
     "interop": {"models"},
     "report": {"config", "curves", "data", "figures", "models", "workdir"},
@@ -58,7 +59,7 @@ ARROWS = {
     "command": set(),
     "main": {"command", "interruption", "processes", "progress", "replay", "runtime", "train"},
     # What is run of a package stands above it.
-    "checkpoint.__main__": {"checkpoint", "command", "workdir"},
+    "checkpoint.__main__": {"checkpoint", "command", "lock", "workdir"},
     "data.__main__": {"command", "data", "runtime"},
     "report.__main__": {"command", "report", "workdir"},
     "__init__": {"checkpoint", "interop", "models"},

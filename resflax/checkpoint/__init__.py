@@ -1,6 +1,7 @@
 """Checkpoints: saved while a run trains, verified, and restored to go on or into a script."""
 
 from resflax.checkpoint.manifest import DamageError, facts
+from resflax.checkpoint.origin import of_run
 from resflax.checkpoint.restored import Run, restore_model
 from resflax.checkpoint.saver import Checkpointer, SaveError, snapshot
 from resflax.checkpoint.store import CheckpointError
@@ -12,6 +13,7 @@ __all__ = [
     "Run",
     "SaveError",
     "facts",
+    "of_run",
     "restore_model",
     "snapshot",
 ]

@@ -13,7 +13,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from resflax import command
+from resflax import command, lock
 from resflax.checkpoint import store
 from resflax.checkpoint.manifest import FILE, DamageError, Manifest
 
@@ -44,7 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _verify(options.directories, console)
     if options.keep < 1:
         command.fail(f"--keep {options.keep} must be at least 1.")
-    return max([_prune(workdir, options.keep, console) for workdir in options.directories])
+    code = 0
+    for workdir in options.directories:
+        try:
+            with lock.held(workdir):
+                code = max(code, _prune(workdir, options.keep, console))
+        except lock.LockError as error:
+            command.fail(str(error))
+    return code
 
 
 def _list(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> int:
@@ -85,10 +92,11 @@ def _verify(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> 
     ):
         checkpoint = store.directory(workdir) / str(step)
         try:
-            manifest = Manifest.verify(checkpoint)
+            manifest = store.verified(workdir, step)
         except DamageError as error:
             damaged += 1
-            console.print(f"{checkpoint}: DAMAGED: {error}", markup=False, soft_wrap=True)
+            state = error.kind.removeprefix("is ").upper()
+            console.print(f"{checkpoint}: {state}: {error}", markup=False, soft_wrap=True)
         else:
             size = f"{len(manifest.files)} files, {manifest.num_bytes / 2**20:,.1f} MiB"
             console.print(f"{checkpoint}: good, {size}", markup=False, soft_wrap=True)
@@ -119,9 +127,9 @@ def _manifests(workdir: pathlib.Path) -> tuple[dict[int, Manifest], list[str]]:
     manifests, damaged = {}, []
     for step in store.steps(workdir):
         try:
-            manifests[step] = Manifest.read(store.directory(workdir) / str(step))
+            manifests[step] = store.read(workdir, step)
         except DamageError as error:
-            damaged.append(f"step {step} is damaged: {error}")
+            damaged.append(f"step {step} {error.kind}: {error}")
     return manifests, damaged
 
 

@@ -37,6 +37,8 @@ _STAMP = "commit_timestamp_nsecs"
 class DamageError(UserError):
     """A checkpoint is not what was saved; the message names the file, and what is wrong with it."""
 
+    kind = "is damaged"
+
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
@@ -139,6 +141,12 @@ class Manifest:
     def strangers(self, checkpoint: pathlib.Path) -> list[str]:
         """Files in a checkpoint that are not of it."""
         return sorted(set(_files(checkpoint)) - self.files.keys() - {FILE, _MARK})
+
+    @property
+    def step(self) -> int | None:
+        """The step of the state, which is the checksum of a single number; None if it has none."""
+        leaf = self.leaves.get("optimizer/step")
+        return None if leaf is None else leaf.checksum[0]
 
     @property
     def num_bytes(self) -> int:

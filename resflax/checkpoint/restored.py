@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
-from resflax.checkpoint import leaves, saver, store
+from resflax.checkpoint import leaves, origin, saver, store
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.checkpoint.store import CheckpointError
 from resflax.data import augmentation
@@ -66,7 +66,9 @@ def restore_model(
     dataset = workdir_lib.read_description(workdir)
     model = config_lib.build_model(config, dataset.num_classes)
     item = "ema" if config.train.ema_decay else "variables"
-    step, manifest = _choose(workdir, step, best, item)
+    step, manifest = _choose(workdir, step, best, item, origin.of_run(config, dataset))
+    if doubt := origin.doubt(manifest, workdir):
+        warnings.warn(doubt, stacklevel=2)
     what = f"the checkpoint of step {step} in {workdir}"
     images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
@@ -84,9 +86,10 @@ def restore_model(
     return Run(model, variables, config, step, dataset)
 
 
-def _choose(workdir: pathlib.Path, step: int | None, best: bool, item: str) -> tuple[int, Manifest]:
+def _choose(
+    workdir: pathlib.Path, step: int | None, best: bool, item: str, run: dict[str, Any]
+) -> tuple[int, Manifest]:
     """The step to restore, and its manifest, with which all files of the item agree."""
-    directory = store.directory(workdir)
     steps = store.steps(workdir)
     if not steps:
         raise CheckpointError(f"{workdir} has no checkpoint yet.")
@@ -95,15 +98,15 @@ def _choose(workdir: pathlib.Path, step: int | None, best: bool, item: str) -> t
             f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}."
         )
     if step is None and best:
-        step = store.best({s: Manifest.read(directory / str(s)).metrics for s in steps})
+        step = store.best({s: store.read(workdir, s).metrics for s in steps})
     if step is not None:
         try:
-            return step, Manifest.verify(directory / str(step), item)
+            return step, store.verified(workdir, step, item, run)
         except DamageError as error:
-            raise CheckpointError(f"the checkpoint of step {step} is damaged: {error}") from None
+            raise CheckpointError(f"the checkpoint of step {step} {error.kind}: {error}") from None
     remarks: list[str] = []
-    for good in store.newest_first(workdir, remarks.append, item):
+    for good in store.newest_first(workdir, remarks.append, item, run):
         for remark in remarks:
             warnings.warn(f"{remark} Step {good[0]} is restored.", stacklevel=3)
         return good
-    raise CheckpointError(f"all checkpoints in {directory} are damaged: {' '.join(remarks)}")
+    raise CheckpointError(store.none_left(workdir, remarks))

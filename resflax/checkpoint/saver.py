@@ -1,8 +1,8 @@
 """The checkpoints of a run that trains: saved in the background, verified, and gone on from.
 
 A step's checkpoint has the items 'variables', 'ema' (where averages are kept), 'optimizer' (with
-the step and the random key) and 'data' (the position in the data), so that a script reads no more
-than the variables.
+the step, the random key and the number of skipped updates) and 'data' (the position in the data),
+so that a script reads no more than the variables.
 """
 
 import concurrent.futures
@@ -46,7 +46,8 @@ class Checkpointer:
         Args:
           workdir: absolute.
           keep: how many of the latest to keep; the best by the evaluation's top-1 stays besides.
-          facts: for the manifests: see manifest.facts.
+          facts: for the manifests: see manifest.facts, and origin.of_run: another run's checkpoints
+            are set aside as damaged ones are.
           report: is told what was found damaged or unfinished.
           unsaved: is told where a state cannot be saved, and why; None: SaveError is raised.
 
@@ -64,7 +65,7 @@ class Checkpointer:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._begun: concurrent.futures.Future[None] | None = None
         self._report = report
-        processes.on_first(lambda: store.tidy(workdir, report))
+        processes.on_first(lambda: store.tidy(workdir, report, self._facts))
         for step in store.steps(workdir):
             self._metrics[step] = Manifest.read(store.directory(workdir) / str(step)).metrics
         self._manager = self._open()
@@ -108,7 +109,8 @@ class Checkpointer:
                 data=ocp.args.JsonSave(position),
                 **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
             )
-            self._manager.save(step, args=args, metrics=metrics)
+            if not self._manager.save(step, args=args, metrics=metrics):
+                raise SaveError(f"there is a later one, of step {self._manager.latest_step()}.")
 
         def finish() -> None:
             if alone:
@@ -141,7 +143,12 @@ class Checkpointer:
             return None
         path = store.directory(self._workdir) / str(step)
         manifest = Manifest.read(path)
-        shapes = _unpacked_shapes(_items(state), state.loops)
+        wanted = _items(state)
+        if "optimizer/skipped" not in manifest.leaves:
+            # Saved before skipped updates were counted over the whole run.
+            del wanted["optimizer"]["skipped"]
+            state = state.replace(skipped=0 * state.skipped)
+        shapes = _unpacked_shapes(wanted, state.loops)
         leaves.require_same(manifest.leaves, shapes, f"the checkpoint of step {step}")
         targets = {name: abstract(tree, sharding) for name, tree in shapes.items()}
         args = ocp.args.Composite(
@@ -275,7 +282,12 @@ def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 def _items(state: TrainState) -> dict[str, Any]:
     items = {
         "variables": {"params": state.params, "batch_stats": state.batch_stats},
-        "optimizer": {"opt_state": state.opt_state, "step": state.step, "key": state.key},
+        "optimizer": {
+            "opt_state": state.opt_state,
+            "step": state.step,
+            "key": state.key,
+            "skipped": state.skipped,
+        },
     }
     return items if state.ema is None else items | {"ema": state.ema}
 

@@ -5,9 +5,11 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from resflax import disk
 from resflax import workdir as workdir_lib
+from resflax.checkpoint import origin
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.errors import UserError
 
@@ -121,8 +123,45 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
 
 
+def read(workdir: pathlib.Path, step: int, run: dict[str, Any] | None = None) -> Manifest:
+    """The manifest of a step's checkpoint, whose files are not looked at.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint.
+      run: that the checkpoint must be of: see origin.of_run; None: any.
+
+    Raises:
+      DamageError: if it has none, a damaged one, or one of another step or run.
+    """
+    manifest = Manifest.read(directory(workdir) / str(step))
+    origin.require(manifest, step, run)
+    return manifest
+
+
+def verified(
+    workdir: pathlib.Path, step: int, item: str = "", run: dict[str, Any] | None = None
+) -> Manifest:
+    """The manifest of a step's checkpoint, each of whose files is as it was written.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint.
+      item: see Manifest.verify.
+      run: see `read`.
+
+    Raises:
+      DamageError: if one is not, or the checkpoint is of another step or run.
+    """
+    read(workdir, step, run)
+    return Manifest.verify(directory(workdir) / str(step), item)
+
+
 def newest_first(
-    workdir: pathlib.Path, report: Callable[[str], None], item: str = ""
+    workdir: pathlib.Path,
+    report: Callable[[str], None],
+    item: str = "",
+    run: dict[str, Any] | None = None,
 ) -> Iterator[tuple[int, Manifest]]:
     """The checkpoints that are what was saved, verified one by one as they are asked for.
 
@@ -130,35 +169,49 @@ def newest_first(
       workdir: of the run.
       report: is told of each that is not.
       item: see Manifest.verify.
+      run: see `read`.
     """
     for step in reversed(steps(workdir)):
         try:
-            yield step, Manifest.verify(directory(workdir) / str(step), item)
+            yield step, verified(workdir, step, item, run)
         except DamageError as error:
-            report(f"the checkpoint of step {step} is damaged: {error}")
+            report(f"the checkpoint of step {step} {error.kind}: {error}")
 
 
-def tidy(workdir: pathlib.Path, report: Callable[[str], None]) -> None:
-    """Makes a run's checkpoints what may be gone on from: damaged ones are set aside.
+def none_left(workdir: pathlib.Path, remarks: list[str]) -> str:
+    """The sentence where no checkpoint can be used, with what is wrong with each."""
+    if any(f" {origin.StrangerError.kind}: " in remark for remark in remarks):
+        return f"no checkpoint in {directory(workdir)} is whole and this run's: {' '.join(remarks)}"
+    return f"all checkpoints in {directory(workdir)} are damaged: {' '.join(remarks)}"
+
+
+def tidy(
+    workdir: pathlib.Path, report: Callable[[str], None], run: dict[str, Any] | None = None
+) -> None:
+    """Makes a run's checkpoints what may be gone on from: damaged and strange ones are set aside.
 
     What is left of saves and deletions that were interrupted is removed.
 
     Args:
       workdir: of the run.
       report: is told of each.
+      run: see `read`.
 
     Raises:
-      CheckpointError: if all there are are damaged; nothing was moved.
+      CheckpointError: if none there is can be used; nothing was moved.
     """
     sweep(workdir, report)
     remarks: list[str] = []
     found = steps(workdir)
-    good = [step for step, _ in newest_first(workdir, remarks.append)]
+    manifests = dict(newest_first(workdir, remarks.append, run=run))
+    good = list(manifests)
     if found and not good:
         raise CheckpointError(
-            f"all checkpoints in {directory(workdir)} are damaged: {' '.join(remarks)} Put back "
-            "a copy of one, or take another --workdir to start anew."
+            f"{none_left(workdir, remarks)} Put back a copy of one, or take another --workdir to "
+            "start anew."
         )
+    if run and good and (doubt := origin.doubt(manifests[good[0]], workdir)):
+        report(doubt)
     damaged = [step for step in reversed(found) if step not in good]
     for step, remark in zip(damaged, remarks, strict=True):
         place = _free(workdir / SET_ASIDE / str(step))
