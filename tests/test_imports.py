@@ -16,7 +16,8 @@ ARROWS = {
     "models": {"ops"},
     "metrics": set(),
     "runtime": set(),
-    "interruption": set(),
+    "entry": set(),
+    "interruption": {"entry"},
     "failure": {"checkpoint", "data", "progress", "train_state", "workdir"},
     "compat": set(),
     "processes": {"compat"},
@@ -60,7 +61,7 @@ ARROWS = {
     "checkpoint.__main__": {"checkpoint", "command", "workdir"},
     "data.__main__": {"command", "data", "runtime"},
     "report.__main__": {"command", "report", "workdir"},
-    "__init__": {"checkpoint", "interop", "models"},
+    "__init__": {"checkpoint", "entry", "interop", "models"},
 }  # fmt: skip
 
 # A script that restores a checkpoint starts in the time jax takes.
