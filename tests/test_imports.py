@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "resflax"
 ARROWS = {
     "errors": set(),
     "ops": set(),
-    "models": {"ops"},
+    "models": {"compat", "ops"},
     "metrics": set(),
     "runtime": set(),
     "entry": set(),

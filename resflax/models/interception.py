@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 
+from resflax import compat
+
 
 @contextlib.contextmanager
 def intercepted(interceptor: nn.module.Interceptor) -> Iterator[None]:
@@ -20,6 +22,4 @@ def intercepted(interceptor: nn.module.Interceptor) -> Iterator[None]:
             yield
     finally:
         if not __debug__:
-            stack = getattr(nn.module, "_global_interceptor_stack", None)
-            if stack is not None and next(iter(stack), None) is interceptor:
-                stack.pop()
+            compat.drop_interceptor(interceptor)
