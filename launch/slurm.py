@@ -117,14 +117,21 @@ def script(runs: Sequence["Run"], options: argparse.Namespace) -> str:
     Args:
       runs: a task each.
       options: see submit.
+
+    Raises:
+      SlurmError: if a path or an option has a character that would end its line in the script.
     """
     folder = runs[0].workdir.parent
     wanted = resources.of(options)
+    directives = _directives(runs, options, wanted)
+    for text in (str(folder), *directives):
+        if not text.isprintable():  # what follows a newline would be run
+            raise SlurmError(f"{text!r} must be printable characters in one line.")
     return "\n".join(
         [
             "#!/bin/bash",
             f"# The runs in {folder}, a task of an array job each. SLURM has a copy of its own.",
-            *(f"#SBATCH {line}" for line in _directives(runs, options, wanted)),
+            *(f"#SBATCH {line}" for line in directives),
             "",
             'case "$SLURM_ARRAY_TASK_ID" in',
             *(_case(number, run, wanted) for number, run in enumerate(runs)),

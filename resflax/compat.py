@@ -1,7 +1,8 @@
-"""Names of jax that have no public counterpart; tests/test_compat.py holds each of them."""
+"""Names of jax and flax without a public counterpart; tests/test_compat.py holds each of them."""
 
 from typing import Any
 
+from flax.linen import module
 from jax._src import distributed
 
 
@@ -13,3 +14,10 @@ def coordinator_address() -> str | None:
 def coordination_client() -> Any:
     """The client of the key-value store that the processes of jax.distributed share."""
     return distributed.global_state.client
+
+
+def drop_interceptor(interceptor: Any) -> None:
+    """Takes an interceptor away that nn.intercept_methods has left on top of flax's stack."""
+    stack = module._global_interceptor_stack
+    if next(iter(stack), None) is interceptor:
+        stack.pop()

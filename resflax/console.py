@@ -1,8 +1,11 @@
 """What a person sees of a run: a live bar in a terminal, plain lines elsewhere."""
 
 import contextlib
+import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, cast
 
 import rich.box
 import rich.console
@@ -19,7 +22,8 @@ class Console:
     PLAIN_INTERVAL = 15.0
 
     def __init__(self, active: bool = True):
-        self._console = rich.console.Console(quiet=not active, highlight=False)
+        output = cast(IO[str], _Output())
+        self._console = rich.console.Console(file=output, quiet=not active, highlight=False)
         self._bar: rich.progress.Progress | None = None
         self._last_line = time.monotonic()
 
@@ -85,6 +89,36 @@ class Console:
             self._last_line = time.monotonic()
             left = (total_steps - step) * m["train/seconds_per_step"]
             self.print(f"epoch {epoch:6.2f}  step {step}/{total_steps}  {text}  {left:.0f} s left")
+
+
+class _Output:
+    """sys.stdout; a run goes on where it can be written to no more, as after a closed terminal."""
+
+    @property
+    def _file(self) -> Any:
+        # A bar puts itself in the place of sys.stdout.
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "rich_proxied_file":  # rich would write there itself
+            raise AttributeError(name)
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Writes text, or loses it."""
+        return self._try(self._file.write, text)
+
+    def flush(self) -> None:
+        """Flushes, or loses what is there."""
+        self._try(self._file.flush)
+
+    def _try(self, do: Callable[..., Any], *arguments: str) -> Any:
+        try:
+            return do(*arguments)
+        except OSError:
+            # What is in the buffer would fail too, at the latest where the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
+            return 0
 
 
 def stages(cost: Count) -> dict[str, Count]:

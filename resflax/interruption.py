@@ -1,20 +1,27 @@
 """Signals that ask a run to stop: they wait until it can, between two of its steps."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
+import rich.console
 from jax.experimental import multihost_utils
+
+from resflax import entry
 
 
 class Stopped(BaseException):
     """A run was asked to stop, has saved its state, and has stopped.
 
     Attributes:
-      exit_code: of the process: 130 where it was Ctrl-C (SIGINT), 143 where it was SIGTERM, the
-        scheduler's notice of a preemption, or another process of the run.
+      exit_code: of the process: 130 where it was Ctrl-C (SIGINT), 129 where its terminal was
+        closed (SIGHUP), 143 where it was SIGTERM, the scheduler's notice of a preemption, or
+        another process of the run.
     """
 
     def __init__(self, exit_code: int):
@@ -37,6 +44,7 @@ class Requests:
         self._notify = notify
         self._signal: int | None = None
         self._asked: int | None = None
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
 
     @property
     def exit_code(self) -> int:
@@ -44,9 +52,19 @@ class Requests:
         return 128 + (self._signal or signal.SIGTERM)
 
     def note(self, number: int, _: object) -> None:
-        """A handler of signals: the second one does not wait."""
-        if self._signal is not None:
-            raise KeyboardInterrupt
+        """A handler of signals: the second one does not wait.
+
+        SIGHUP is neither first nor second: shells, and systemd, send it twice or beside SIGTERM.
+        """
+        if number == signal.SIGHUP:
+            # Writing to a terminal that is gone would fail.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in self._terminals:
+                os.dup2(nowhere, terminal)
+            if self._signal is not None:
+                return
+        elif self._signal not in (None, signal.SIGHUP):
+            _stop_at_once(128 + number)
         self._signal = number
         self._notify()
         if jax.distributed.is_initialized():
@@ -69,13 +87,28 @@ class Requests:
         return True
 
 
+def _stop_at_once(exit_code: int) -> NoReturn:
+    """Ends a command line, as safely as a kill does; elsewhere raises KeyboardInterrupt.
+
+    The exception alone would wait, with all else, for the save that is under way.
+    """
+    if not entry.is_command():
+        raise KeyboardInterrupt
+    rich.console.Console().show_cursor()  # a bar hides it
+    sys.stdout.flush()
+    print("stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
 @contextlib.contextmanager
 def deferred(
     notify: Callable[[], None] = lambda: None,
 ) -> Iterator[Callable[[int], int | None]]:
-    """While it lasts, SIGINT and SIGTERM wait until they are asked for.
+    """While it lasts, SIGINT, SIGTERM and SIGHUP wait until they are asked for.
 
-    Signals come to the main thread of a process only: in another one nothing is changed.
+    Signals come to the main thread of a process only: in another one nothing is changed. A SIGHUP
+    that is ignored, as under nohup, stays so.
 
     Args:
       notify: called at once where a signal comes, so that others know that the run is stopping.
@@ -93,6 +126,8 @@ def deferred(
         return
     # With several processes SIGTERM is jax's: it tells the others.
     numbers = [signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     if not jax.distributed.is_initialized():
         numbers.append(signal.SIGTERM)
     previous = {number: signal.signal(number, requests.note) for number in numbers}

@@ -1,7 +1,8 @@
 """Trains a network: python -m resflax.main --config configs/se_resnext.py [--workdir DIR].
 
 The same command with the same --workdir resumes. Exit code 2: bad input, or numbers that are not
-finite, with one line that says so; 130 and 143: stopped by Ctrl-C or SIGTERM, with its state saved.
+finite, with one line that says so; 130, 143 and 129: stopped by Ctrl-C, SIGTERM or SIGHUP (a closed
+terminal), with its state saved; a second signal does not wait for that.
 One run may have several processes: see resflax.processes.
 """
 

@@ -97,7 +97,9 @@ def start(place: Place | None, seconds: int) -> None:
     """
     arguments = {} if place is None else dataclasses.asdict(place)
     if place is not None:
-        arguments["coordinator_address"] = arguments.pop("coordinator")
+        arguments["coordinator_address"] = address = arguments.pop("coordinator")
+        if _is_loopback(address):  # jax would listen on all interfaces, to whoever comes
+            arguments["coordinator_bind_address"] = address
         # Each takes all accelerators it sees; only a scheduler's processes share those of a host.
         arguments["cluster_detection_method"] = "deactivate"
     with _patience(place, seconds):
@@ -331,6 +333,11 @@ def _who_is_missing(place: Place | None, seconds: int) -> str:
         "process 0 runs, that the address is its host's as seen from here, and that no firewall "
         "closes the port."
     )
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _answers(address: str) -> bool:

@@ -22,6 +22,7 @@ from resflax.errors import UserError
 from resflax.interop.keras import from_keras
 from resflax.interop.torch import from_torch
 from resflax.models import layers, repeat
+from resflax.models.interception import intercepted
 from resflax.train_state import TrainState
 
 PyTree = Any
@@ -75,7 +76,7 @@ def freeze(apply_fn: Callable[..., Any], pattern: str) -> Callable[..., Any]:
             params,
             trainable(params, pattern),
         )
-        with nn.intercept_methods(interceptor):
+        with intercepted(interceptor):
             return apply_fn({**variables, "params": params}, *args, **kwargs)
 
     return apply

@@ -69,7 +69,7 @@ BREAKS = (
         "tests/test_native.py -k winograd",
     ),
     # The compiler may take it that no number is NaN.
-    Break("resflax/ops/native.py", '"-O3"', '"-Ofast"', "tests/test_pool.py tests/test_nan.py"),
+    Break("resflax/ops/library.py", '"-O3"', '"-Ofast"', "tests/test_pool.py tests/test_nan.py"),
     # No kernels on one device.
     Break(
         "resflax/ops/native.py",

@@ -54,6 +54,10 @@ class Process:
     def ended(self):
         return self._process.exitcode is not None
 
+    @property
+    def output(self):
+        return self._files[0].read_text()
+
     def send(self, number):
         os.kill(self.pid, number)
 

@@ -4,6 +4,7 @@ import gzip
 import pathlib
 import re
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -245,6 +246,9 @@ WHOLE = to_idx(np.arange(6, dtype=np.uint8).reshape(2, 3))
         (gzip.compress(WHOLE, mtime=0)[:-12], "was cut short"),
         (gzip.compress(WHOLE, mtime=0)[:-8] + bytes(8), "is a broken gzip archive"),
         (gzip.compress(WHOLE[:-1], mtime=0), "has 17 bytes (unpacked)"),
+        (gzip.compress(WHOLE[:9], mtime=0), "has 9 bytes; its header alone has 12"),
+        (gzip.compress(b"no IDX file", mtime=0), "begins with the bytes 6e 6f 20 49"),
+        (gzip.compress(WHOLE[:4] + b"\xff" * 8, mtime=0), "this machine has"),
     ],
 )
 def test_what_is_no_idx_file_is_told_why(tmp_path, data, right):
@@ -254,6 +258,15 @@ def test_what_is_no_idx_file_is_told_why(tmp_path, data, right):
         idx.read(path)
     with pytest.raises(arrays.ArraysError, match=re.escape(right)):
         arrays.load(tmp_path)
+
+
+def test_an_archive_is_unpacked_no_further_than_its_header_says(tmp_path):
+    (tmp_path / "bomb").write_bytes(gzip.compress(WHOLE + bytes(2**26), 1))
+    tracemalloc.start()
+    with pytest.raises(idx.IdxError, match=r"has 19 bytes \(unpacked\); .* it would have 18"):
+        idx.read(tmp_path / "bomb")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 def test_a_file_that_is_not_there():

@@ -1,5 +1,6 @@
 import json
 
+import forked
 import pytest
 
 import resflax
@@ -54,6 +55,29 @@ def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
     assert "loss 1.0000  lr 0.2" in lines[1]
     assert lines[2].endswith("eval loss 0.2500  top-1 87.50%  top-5 100.00%  best")
     assert "\x1b" not in "".join(lines)
+
+
+CLOSED = """
+import os, pty, sys
+from resflax.console import Console
+ours, theirs = pty.openpty()
+os.dup2(theirs, 1)
+os.close(theirs)
+sys.stdout = open(1, "w", closefd=False)
+console = Console()
+console.print("seen")
+with console.bar(0, 5):
+    os.read(ours, 10_000)
+    os.close(ours)
+    console.print("lost")
+    print("lost too")
+print("the run went on", file=sys.stderr)
+"""
+
+
+def test_a_terminal_that_is_closed_does_not_end_the_run():
+    result = forked.run("-c", CLOSED)
+    assert (result.code, result.errors) == (0, "the run went on\n")
 
 
 def test_means_over_the_interval_are_written(tmp_path):

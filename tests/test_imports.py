@@ -14,11 +14,12 @@ ARROWS = {
     "errors": set(),
     "disk": set(),
     "ops": set(),
-    "models": {"ops"},
+    "models": {"compat", "ops"},
     "metrics": set(),
     "runtime": set(),
-    "interruption": set(),
     "lock": set(),
+    "entry": set(),
+    "interruption": {"entry"},
     "failure": {"checkpoint", "data", "progress", "train_state", "workdir"},
     "compat": set(),
     "processes": {"compat"},
@@ -62,7 +63,7 @@ ARROWS = {
     "checkpoint.__main__": {"checkpoint", "command", "lock", "workdir"},
     "data.__main__": {"command", "data", "runtime"},
     "report.__main__": {"command", "report", "workdir"},
-    "__init__": {"checkpoint", "interop", "models"},
+    "__init__": {"checkpoint", "entry", "interop", "models"},
 }  # fmt: skip
 
 # A script that restores a checkpoint starts in the time jax takes.

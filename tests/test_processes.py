@@ -291,6 +291,28 @@ def test_where_one_fails_the_others_end_with_its_error(tmp_path, victim, error, 
     assert f"error: process {victim} failed: " in errors[1 - victim]
 
 
+LISTENS = """
+import pathlib
+from resflax import processes
+processes.start(processes.Place({!r}, 1, 0), 60)
+port = f":{{{!r}:04X}}"
+for table in ("tcp", "tcp6"):
+    for line in pathlib.Path("/proc/net", table).read_text().splitlines():
+        _, local, _, state, *_ = line.split()
+        if local.endswith(port) and state == "0A":
+            print(local.removesuffix(port))
+"""
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0"])
+def test_a_coordinator_of_this_machine_alone_listens_to_it_alone(host):
+    port = free_port()
+    result = forked.run("-c", LISTENS.format(f"{host}:{port}", port))
+    loopback = {"0100007F", "00000000000000000000000001000000"}  # of procfs: 127.0.0.1 and ::1
+    assert result.output, result.errors
+    assert (set(result.output.split()) <= loopback) == (host != "0.0.0.0")
+
+
 @pytest.mark.long
 def test_a_coordinator_that_does_not_answer_is_named(tmp_path):
     address = f"localhost:{free_port()}"

@@ -289,6 +289,9 @@ def test_the_report_writes_tables_and_pictures(make, tmp_path, capsys):
 def test_what_a_file_says_is_text_in_every_format(make, tmp_path, capsys):
     path = make("<b>|[red]", 0.5, init_from="<i>|[/red]*")
     (make("other", seed=1) / workdir_lib.ERROR).write_text("[/bold] <script> | x\n")
+    # Of all runs: in the title and the summary.
+    for file in path.parent.glob(f"*/{workdir_lib.CONFIG}"):
+        file.write_text(file.read_text().replace('"shapes"', '"<script>\\n\\n# |"'))
     files = {name: tmp_path / name for name in ("markdown", "html")}
     assert main([str(path.parent), *(f"--{n}={f}" for n, f in files.items())]) == 0
     assert "[/bold] <script> | x" in capsys.readouterr().out
@@ -296,6 +299,8 @@ def test_what_a_file_says_is_text_in_every_format(make, tmp_path, capsys):
     assert "<script>" not in web
     assert "<i>" not in web
     assert "\\<i\\>\\|\\[/red\\]\\*" in page
+    assert web.count("on &lt;script&gt;") == 2
+    assert " on \\<script\\> # \\|: 2 runs" in page
 
 
 def figures(path):

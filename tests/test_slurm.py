@@ -64,6 +64,15 @@ def test_the_script_is_bash_and_has_a_task_for_each_run(tmp_path):
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x1b", "\udcff"])
+@pytest.mark.parametrize("place", ["workdir", "--sbatch=--comment=", "--partition="])
+def test_what_would_end_a_line_of_the_script_is_refused(tmp_path, place, end):
+    text = f"a{end}touch b"
+    folder, flags = (tmp_path / text, []) if place == "workdir" else (tmp_path, [place + text])
+    with pytest.raises(slurm.SlurmError, match="must be printable characters in one line"):
+        slurm.script([Run("a", folder / "a")], options(*flags))
+
+
 def test_one_process_takes_all_gpus_of_a_node(tmp_path):
     script = slurm.script(
         [Run("a", tmp_path / "a")], options("--gpus", "4", "--cpus", "32", "--memory", "64")

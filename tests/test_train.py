@@ -173,7 +173,9 @@ def test_a_call_longer_than_the_evaluations_allow_is_refused(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_stopped_run_saves_its_state_says_how_to_go_on_and_does(finished, tmp_path, number, code):
     # So that only a stop saves anything between the first epoch and the last.
     rarely = ("--config.eval.every_epochs=5", "--config.checkpoint.every_epochs=5")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from resflax.models.interception import intercepted
 from resflax.ops import norm
 
 Select = Callable[[nn.Module, str], str | None]
@@ -99,7 +100,7 @@ def edited(apply: Callable[..., Any], select: Select, edit: Edit) -> Callable[..
                 return method(*arguments, **settings)
             return edit(name, method, *arguments, **settings)
 
-        with nn.intercept_methods(intercept):
+        with intercepted(intercept):
             return apply(*args, **kwargs)
 
     return call

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from resflax.bench.case import Case
 from resflax.models import layers, residual
 from resflax.models.count import num_params
+from resflax.models.interception import intercepted
 from resflax.models.stem import Stem
 
 
@@ -126,7 +127,7 @@ def passes(case: Case) -> list[Pass]:
     variables = case.variables  # made here, where no module is listed
     apply = functools.partial(case.plain.apply, train=False)
     image = jax.ShapeDtypeStruct((1, *case.image_shape), jnp.float32)
-    with nn.intercept_methods(sizes):
+    with intercepted(sizes):
         jax.eval_shape(apply, variables, image)
     return sizes.passes
 

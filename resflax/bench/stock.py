@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from resflax.models import layers
+from resflax.models.interception import intercepted
 from resflax.ops import pool
 
 
@@ -24,7 +25,7 @@ def apply_fn(model: nn.Module) -> Callable[..., Any]:
         model = model.clone(form="c")
 
     def apply(variables: Any, *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(_replace), _lax_max_pool():
+        with intercepted(_replace), _lax_max_pool():
             return model.apply(variables, *args, **kwargs)
 
     return apply

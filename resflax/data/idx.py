@@ -5,7 +5,9 @@ byte for the number of dimensions, the size of each as a big-endian uint32, and 
 """
 
 import gzip
+import io
 import math
+import os
 import pathlib
 import struct
 import zlib
@@ -39,13 +41,34 @@ def contents(path: str | pathlib.Path) -> bytes:
     """
     try:
         data = pathlib.Path(path).read_bytes()
-        return gzip.decompress(data) if data.startswith(_GZIP) else data
+        return _unpacked(data, path) if data.startswith(_GZIP) else data
     except EOFError:
         raise IdxError(f"{path} is a gzip archive that was cut short: copy it again.") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise IdxError(f"{path} is a broken gzip archive ({error}): copy it again.") from None
     except OSError as error:
         raise IdxError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _unpacked(data: bytes, path: str | pathlib.Path) -> bytes:
+    """What a gzip archive holds, as far as its header says: an archive may unpack to any size.
+
+    A byte more is unpacked, so that `parse` sees that it is there.
+    """
+    with gzip.open(io.BytesIO(data)) as archive:
+        head = archive.read(4)
+        rank = head[3] if len(head) == 4 else 0
+        head += archive.read(4 * rank)
+        if len(head) < 4 + 4 * rank or head[:3] != bytes([0, 0, _UINT8]):
+            return head
+        size = math.prod(struct.unpack_from(f">{rank}I", head, 4))
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > memory:
+            raise IdxError(
+                f"{path} would have {size:,} bytes unpacked, by its header; this machine has "
+                f"{memory:,} bytes of memory."
+            )
+        return head + archive.read(size + 1)
 
 
 def parse(data: bytes, path: str | pathlib.Path) -> np.ndarray:

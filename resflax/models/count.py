@@ -13,6 +13,7 @@ from jax.extend.core import Var
 
 from resflax.errors import UserError
 from resflax.models import layers
+from resflax.models.interception import intercepted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def count(model: nn.Module, input_shape: Sequence[int], batch_size: int | None =
     network = _changed(model, scan=0, remat=False)
     counter = _Counter()
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    with nn.intercept_methods(counter):
+    with intercepted(counter):
         jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), image)
     (counted,) = counter.parts.values()
     if batch_size is None:

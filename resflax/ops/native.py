@@ -1,26 +1,21 @@
-"""Kernels for CPUs that are compiled from C++: what XLA's own take several times as long for.
+"""C++ kernels for CPUs, for the operations that XLA's own take several times as long for.
 
 They are compiled once for a machine, by its C++ compiler, when a network first needs them, and kept
-in the user's cache folder. Where there is no compiler nothing is lost but time. Set
+(see library). Where there is no compiler nothing is lost but time, and a warning says so. Set
 RESFLAX_NATIVE=0 to do without them.
 """
 
-import concurrent.futures
 import ctypes
 import functools
-import hashlib
 import os
-import pathlib
-import shutil
 import subprocess
-import tempfile
+import warnings
 from typing import Any
 
 import jax
 
-from resflax.ops import varying
+from resflax.ops import library, varying
 
-SOURCES = pathlib.Path(__file__).with_name("kernels")
 HANDLERS = (
     "Forward",
     "ImageGradient",
@@ -37,7 +32,6 @@ HANDLERS = (
     "MaxPool",
     "MaxPoolGradient",
 )
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC")
 
 
 def usable() -> bool:
@@ -53,16 +47,24 @@ def usable() -> bool:
 
 @functools.cache
 def available() -> bool:
-    """Whether the kernels are there, after an attempt to compile them; then XLA knows them."""
+    """Whether the kernels are there, after an attempt to compile them; then XLA knows them.
+
+    Where they cannot be had a warning says why, once.
+    """
     if os.environ.get("RESFLAX_NATIVE") == "0":
         return False
     try:
-        library = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError):
+        loaded = ctypes.CDLL(str(library.compiled()))
+        functions = {name: getattr(loaded, f"Resflax{name}") for name in HANDLERS}
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f"Steps on this CPU take several times as long without the compiled kernels: "
+            f"{_reason(error)}. RESFLAX_NATIVE=0 does without them, and without this warning.",
+            stacklevel=2,
+        )
         return False
-    for name in HANDLERS:
-        handler = jax.ffi.pycapsule(getattr(library, f"Resflax{name}"))
-        jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
+    for name, function in functions.items():
+        jax.ffi.register_ffi_target(_target(name), jax.ffi.pycapsule(function), platform="cpu")
     return True
 
 
@@ -99,45 +101,10 @@ def _target(name: str) -> str:
     return f"resflax_{name}"
 
 
-def _compiled() -> pathlib.Path:
-    """The compiled kernels of this machine.
-
-    Raises:
-      OSError: if there is no compiler, or no place to put what it makes.
-      subprocess.SubprocessError: if it fails.
-    """
-    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
-    compiler = next(filter(None, map(shutil.which, filter(None, names))), None)
-    if compiler is None:
-        raise FileNotFoundError("there is no C++ compiler.")
-    # What the compiler predefines tells its version and the processor's instructions: home folders
-    # are shared by unlike machines.
-    macros = _run(compiler, "-dM", "-E", "-x", "c++", os.devnull)
-    files = sorted(SOURCES.iterdir())
-    sources = [file for file in files if file.suffix == ".cc"]
-    texts = [file.read_bytes() for file in files]
-    identity = hashlib.sha256(b"\0".join([*texts, macros, jax.__version__.encode()]))
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resflax"
-    library = folder / f"kernels-{identity.hexdigest()[:16]}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = pathlib.Path(scratch)
-            objects = [made / f"{file.stem}.o" for file in sources]
-            flags = ("-c", "-isystem", jax.ffi.include_dir())
-            with concurrent.futures.ThreadPoolExecutor() as pool:
-                jobs = [
-                    pool.submit(_run, compiler, *flags, file, "-o", target)
-                    for file, target in zip(sources, objects, strict=True)
-                ]
-            for job in jobs:
-                job.result()
-            _run(compiler, "-shared", *objects, "-o", made / library.name)
-            (made / library.name).replace(library)  # at once: another process may be doing the same
-    return library
-
-
-def _run(compiler: str, *arguments: str | pathlib.Path) -> bytes:
-    """What the compiler prints."""
-    command = [compiler, *_FLAGS, *arguments]
-    return subprocess.run(command, capture_output=True, check=True).stdout
+def _reason(error: Exception) -> str:
+    """A line; of a compiler's errors the first."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error)
+    said = error.stderr.decode(errors="replace").splitlines()
+    wrong = next((line for line in said if "error" in line), f"exit code {error.returncode}")
+    return f"{error.cmd[0]} failed: {wrong}"

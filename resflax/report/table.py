@@ -122,7 +122,7 @@ def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
       pictures: their addresses, from where the page will be.
     """
     text, names = _num_text(study), headings(study)
-    lines = [f"{summary(study)}.", "", _line(names)]
+    lines = [f"{_escape(summary(study))}.", "", _line(names)]
     lines += [f"|{'---|' * text}{'---:|' * (len(names) - text)}"]
     lines += [_line(cells) for cells in rows(study)]
     lines += ["", LEGEND]
@@ -137,10 +137,10 @@ def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
 
 def page(study: Study, pictures: Sequence[str] = ()) -> str:
     """The same as HTML."""
-    text = _num_text(study)
+    text, found = _num_text(study), html.escape(summary(study))
     lines = [
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{summary(study)}</title>',
-        f"<style>{_STYLE}</style>\n<p>{summary(study)}.</p>\n<table>",
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{found}</title>',
+        f"<style>{_STYLE}</style>\n<p>{found}.</p>\n<table>",
         _row("th", headings(study), text),
         *(_row("td", cells, text) for cells in rows(study)),
         f"</table>\n<p>{LEGEND}</p>",
@@ -205,8 +205,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\|*`<>\[\]])", r"\\\1", text)
+    """Text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\|*`<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _row(tag: str, cells: Sequence[str], num_text: int) -> str:

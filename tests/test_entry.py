@@ -1,0 +1,72 @@
+"""Tests of Ctrl-C from the first import of a command line on, in real processes."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+COMMANDS = (
+    ("resflax.main", "--config", "tests/plain.py"),
+    ("resflax.evaluate", "--workdir", "none"),
+    ("resflax.analyze", "signal", "--model", "cifar_resnet20"),
+    ("resflax.report", "none"),
+    ("resflax.data", "show", "--config", "tests/plain.py"),
+    ("resflax.checkpoint", "list", "none"),
+    ("resflax.models",),
+    ("resflax.bench", "--model", "cifar_resnet20"),
+    ("launch.sweep", "--config", "tests/plain.py", "--workdir", "none"),
+)
+
+
+def interrupted(command, seconds, module="-m"):
+    """Exit code and errors of a command line that is interrupted so long after its first import."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", module, *command],
+        cwd=ROOT,
+        env=dict(os.environ, JAX_PLATFORMS="cpu"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.rpartition("|")[2].strip() == "resflax.entry":
+            break
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=120)[1]
+    own = [line for line in errors.splitlines(True) if not line.startswith("import time:")]
+    return process.returncode, "".join(own)
+
+
+@pytest.mark.parametrize("command", COMMANDS[:1])
+def test_ctrl_c_at_the_first_import_is_one_line(command):
+    assert interrupted(command, 0.0) == (130, "stopped.\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_ctrl_c_at_any_moment_is_one_line(command):
+    seed = time.time_ns()
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    for _ in range(5):
+        code, errors = interrupted(command, rng.uniform(0, 5))
+        if code != 2:  # it had come to what is wrong with its arguments
+            assert code in (0, 130)
+            assert errors.count("\n") <= 1
+
+
+def test_a_program_that_imports_the_package_keeps_its_own_ctrl_c():
+    code = "import signal, resflax; print(signal.getsignal(signal.SIGINT))"
+    command = [sys.executable, "-c", code, "-m", "resflax.main"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "default_int_handler" in output
