@@ -23,6 +23,9 @@ _CHUNK = 256
 # Of decoded images in memory.
 _MOST_BYTES = 16 << 30
 
+# A channel's variance, on a scale of 0 to 1, that is a rounding error: the channel never varies.
+_NO_VARIANCE = 1e-12
+
 
 @dataclasses.dataclass(frozen=True)
 class Description:
@@ -219,7 +222,10 @@ def _sample(source: ArraySource | DecodedSource) -> ArraySource:
 
 
 def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, on a scale of 0 to 1."""
+    """Mean and standard deviation of each channel, on a scale of 0 to 1.
+
+    A channel that never varies has the deviation 1: it is only centred.
+    """
     # From counts of the 256 values, so that nothing as large as the images is made of them.
     counts = np.zeros((images.shape[-1], 256), np.int64)
     for start in range(0, len(images), _CHUNK):
@@ -227,7 +233,8 @@ def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
         counts += [np.bincount(channel, minlength=256) for channel in pixels.T]
     values = np.arange(256) / 255
     mean = counts @ values / counts.sum(1)
-    std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
+    variance = counts @ values**2 / counts.sum(1) - mean**2
+    std = np.sqrt(np.where(variance > _NO_VARIANCE, variance, 1.0))
     return mean.tolist(), std.tolist()
 
 
