@@ -57,7 +57,8 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
         state, metrics = step(state, batch, *examples)
     (found,) = parallel.fetch(metrics)
     norms = np.asarray(list(failure.layer_norms.values()), np.float32)
-    same = all(
+    array = checkpoint.spoilt(parallel.single(state))
+    same = array == failure.array and all(
         np.array_equal(np.float32(a), np.float32(b), equal_nan=True)
         for a, b in (
             (found["loss"], failure.loss),
@@ -67,6 +68,8 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     )
     for name, norm in zip(failure.layer_norms, found["layer_norms"], strict=True):
         console.print(f"{norm:12.4g}  {name}")
+    if array is not None:
+        console.print(f"{array} is not finite after step {failure.step}")
     console.print(
         f"step {failure.step}: loss {found['loss']}, norm of the gradient {found['grad_norm']}: "
         f"{'as' if same else 'NOT as'} in {workdir / FILE}"

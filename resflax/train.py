@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -70,12 +71,12 @@ def train_and_evaluate(
 
     Returns:
       'eval/loss' (nats), 'eval/top1' and 'eval/top5' (fractions) after the last step, 'best/top1'
-      and 'best/step', and 'seconds' spent here.
+      and 'best/step' (0 if no evaluation was finite), and 'seconds' spent here.
 
     Raises:
       UserError: if the config, the data or the directory cannot be; nothing was overwritten.
-      NonFiniteError: if losses or gradients are not finite, more often than `train.max_skips`; no
-        parameter was spoilt, and failure.json tells of the step.
+      NonFiniteError: if losses or gradients are not finite, more often than `train.max_skips`, or
+        an update made a parameter so; no such state was saved, and failure.json has the step.
       Stopped: if a signal asked for it; the state was saved.
     """
     start = time.monotonic()
@@ -114,14 +115,13 @@ def train_and_evaluate(
             console.print(f"resumed after step {first_step} of {total_steps}")
 
         writer = stack.enter_context(MetricWriter(workdir, first_step)) if is_main else None
-        lengths = total_steps, batches.steps_per_epoch
-        progress = _progress(config, console, writer, schedule, lengths)
+        progress = _progress(config, dataset, batches, total_steps, schedule, console, writer)
         look = _looker(config, dataset, parallel, progress)
         stack.push(failure.recorder(workdir, batches, parallel.single(state)))
         stack.enter_context(console.bar(first_step, total_steps))
 
         results = None
-        best = checkpointer.best or (0, -1.0)
+        best = checkpointer.best or (0, 0.0)
         pending: _Call | None = None
         calls = _calls(config, steps_per_call, step, total_steps, batches)
         for count, batch in batches.take(calls):
@@ -138,12 +138,13 @@ def train_and_evaluate(
             evaluates = saves or _due(step, config.eval.every_epochs, batches, total_steps)
             if not (evaluates or stops):
                 continue
-            # Before a state is saved, its own loss must have been seen to be finite.
+            # Before a state is evaluated or saved, it must have been seen to be finite.
             pending.tell(progress, parallel)
+            progress.parameters(step, checkpoint.spoilt(parallel.single(state)))
             pending, is_best = None, False
             if evaluates:
                 results = evaluate(state.eval_variables)
-                is_best = results["top1"] >= best[1]  # the latest of equals, as restore takes
+                is_best = checkpoint.quality(results) >= best[1]  # the latest of equals
                 if is_best:
                     best = step, results["top1"]
                 progress.evaluation(step, results, is_best, len(dataset.bad))
@@ -185,20 +186,22 @@ def _checkpointer(
 
 def _progress(
     config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    batches: pipeline.TrainBatches,
+    total_steps: int,
+    schedule: optax.Schedule,
     console: Console,
     writer: MetricWriter | None,
-    schedule: optax.Schedule,
-    lengths: tuple[int, int],
 ) -> Progress:
-    total_steps, steps_per_epoch = lengths
     return Progress(
         console,
         writer,
         schedule,
         total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=batches.steps_per_epoch,
         batch_size=config.train.batch_size,
         every_steps=config.log.every_steps,
+        num_classes=dataset.description.num_classes,
         max_skips=config.train.max_skips,
     )
 
@@ -305,9 +308,12 @@ def _introduce(
 def _conclude(
     console: Console, workdir: pathlib.Path, result: dict[str, float], best_epoch: float
 ) -> None:
+    best = f"best {result['best/top1']:.2%} (step {result['best/step']}, epoch {best_epoch:g})"
+    if not math.isfinite(result["eval/loss"]):
+        console.print("\nThe last evaluation is not finite: the logits of some images are not.")
     console.print(
-        f"\ntop-1 {result['eval/top1']:.2%} after the last step; best {result['best/top1']:.2%} "
-        f"(step {result['best/step']}, epoch {best_epoch:g}); {result['seconds']:.0f} s in all",
+        f"\ntop-1 {result['eval/top1']:.2%} after the last step; "
+        f"{best if result['best/step'] else 'none was finite'}; {result['seconds']:.0f} s in all",
         style="bold",
     )
     console.print(

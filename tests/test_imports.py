@@ -30,11 +30,11 @@ ARROWS = {
     "validation": {"config", "data", "models", "parallel"},
     "workdir": {"config", "data"},
     "checkpoint": {"config", "data", "models", "processes", "train_state", "workdir"},
-    "evaluate": {"checkpoint", "data", "parallel", "runtime", "steps"},
+    "evaluate": {"checkpoint", "data", "metrics", "parallel", "runtime", "steps"},
     "transfer": {"checkpoint", "config", "interop", "models", "train_state"},
     "console": {"models"},
     "writers": {"curves", "workdir"},
-    "progress": {"console", "writers"},
+    "progress": {"console", "metrics", "writers"},
     "assembly": {"data", "optimizers", "parallel", "steps", "train_state", "transfer"},
     "analysis": {
         "checkpoint", "config", "data", "figures", "metrics", "models", "ops", "validation",

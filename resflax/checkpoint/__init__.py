@@ -2,8 +2,8 @@
 
 from resflax.checkpoint.manifest import DamageError, facts
 from resflax.checkpoint.restored import Run, restore_model
-from resflax.checkpoint.saver import Checkpointer, SaveError, snapshot
-from resflax.checkpoint.store import CheckpointError
+from resflax.checkpoint.saver import Checkpointer, SaveError, snapshot, spoilt
+from resflax.checkpoint.store import CheckpointError, quality
 
 __all__ = [
     "CheckpointError",
@@ -12,6 +12,8 @@ __all__ = [
     "Run",
     "SaveError",
     "facts",
+    "quality",
     "restore_model",
     "snapshot",
+    "spoilt",
 ]

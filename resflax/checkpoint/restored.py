@@ -51,7 +51,8 @@ def restore_model(
 ) -> Run:
     """Restores the network of a run, on the first device whatever it was trained on.
 
-    Every byte of it is verified before. Nothing in the directory is changed.
+    Every byte of it is verified before. Nothing in the directory is changed. A warning names the
+    first array that is not finite, if there is one.
 
     Args:
       workdir: of the run.
@@ -81,6 +82,10 @@ def restore_model(
         )
     sums = jax.tree.map(lambda x: np.array(leaves.checksum(np.asarray(x))), variables)
     leaves.require_checksums(saved, {item: sums}, what)
+    if (spoilt := leaves.not_finite(variables)) is not None:
+        warnings.warn(
+            f"{what} is not finite: {spoilt} has an infinite number or NaN.", stacklevel=3
+        )
     return Run(model, variables, config, step, dataset)
 
 

@@ -1,7 +1,8 @@
 """The checkpoints in a run's directory, as they lie on the disk."""
 
+import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from resflax import workdir as workdir_lib
 from resflax.checkpoint.manifest import DamageError, Manifest
@@ -31,10 +32,17 @@ def steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
+def quality(metrics: Mapping[str, float]) -> float:
+    """The number by which evaluations are compared: top-1; -1 where one of them is not finite."""
+    finite = all(math.isfinite(value) for value in metrics.values())
+    return metrics[BEST_METRIC] if finite else -1.0
+
+
 def best(manifests: dict[int, Manifest]) -> int | None:
-    """The step with the best evaluation, the latest of equals; None if there was none."""
-    evaluated = [step for step in manifests if BEST_METRIC in manifests[step].metrics]
-    return max(evaluated, key=lambda s: (manifests[s].metrics[BEST_METRIC], s), default=None)
+    """The step with the best evaluation, the latest of equals; None if none is finite."""
+    qualities = {s: quality(m.metrics) for s, m in manifests.items() if BEST_METRIC in m.metrics}
+    evaluated = [step for step in qualities if qualities[step] >= 0]
+    return max(evaluated, key=lambda s: (qualities[s], s), default=None)
 
 
 def newest_first(
