@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +17,7 @@ from resflax import workdir as workdir_lib
 from resflax.checkpoint import leaves, saver, store
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.checkpoint.store import CheckpointError
-from resflax.data import augmentation
+from resflax.data.preprocessing import Preprocessing
 from resflax.data.sources import Description
 
 
@@ -41,9 +40,11 @@ class Run:
     dataset: Description
 
     @property
-    def preprocess(self) -> Callable[[jax.Array], jax.Array]:
-        """From uint8 images [N, H, W, C] to what the network takes."""
-        return augmentation.normalizer(self.dataset.mean, self.dataset.std)
+    def preprocess(self) -> Preprocessing:
+        """From files, PIL images or arrays to what the network takes: see Preprocessing."""
+        size, dataset = self.dataset.image_shape[0], self.dataset
+        resize = max(size, self.config.data.eval_resize)
+        return Preprocessing(dataset.image_shape, dataset.mean, dataset.std, resize)
 
 
 def restore_model(
