@@ -38,13 +38,12 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     parallel = DataParallel.over(config.parallel.mode)
     dataset = sources.load(config.data)
     batches, examples = assembly.training_data(config, dataset, parallel)
-    num_classes = dataset.description.num_classes
-    model = config_lib.build_model(config, num_classes, parallel.axis_name)
+    model = config_lib.build_model(config, dataset.description.num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
     state = assembly.create_state(config, model, dataset, schedule, parallel)
     console = Console(active=jax.process_index() == 0)
     with contextlib.closing(checkpoint.Checkpointer(workdir, config.checkpoint.keep)) as saved:
-        state = train.resume(state, config, num_classes, saved, batches, parallel)
+        state = train.resume(state, config, dataset, saved, batches, parallel, console)
     first_step = int(parallel.single(state).step)
     if first_step >= failure.step:
         raise FailureError(

@@ -109,7 +109,7 @@ def train_and_evaluate(
         stack.callback(checkpointer.close)
         # Also where too many of them stop the run.
         stack.callback(workdir_lib.write_bad_files, workdir, dataset.bad, jax.process_index())
-        state = resume(state, config, num_classes, checkpointer, batches, parallel)
+        state = resume(state, config, dataset, checkpointer, batches, parallel, console)
         step = first_step = int(parallel.single(state).step)
         if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
@@ -232,10 +232,11 @@ def _looker(
 def resume(
     state: TrainState,
     config: ml_collections.ConfigDict,
-    num_classes: int,
+    dataset: sources.Dataset,
     checkpointer: checkpoint.Checkpointer,
     batches: pipeline.TrainBatches,
     parallel: DataParallel,
+    console: Console,
 ) -> TrainState:
     """The state to go on from, and the batches at its position.
 
@@ -246,7 +247,9 @@ def resume(
         batches.seek(restored[1])
         return parallel.spread(restored[0])
     if config.init_from:
-        return parallel.spread(transfer.start(parallel.single(state), config, num_classes))
+        names = dataset.description.label_names
+        state = transfer.start(parallel.single(state), config, names, console.print)
+        return parallel.spread(state)
     return state
 
 
@@ -298,8 +301,10 @@ def _introduce(
         f"{description.name}: {len(dataset.train):,} training and {len(dataset.test):,} test "
         f"images, {' x '.join(map(str, description.image_shape))}, {description.num_classes} labels"
     )
+    left_out = len(dataset.train) % config.train.batch_size
     console.print(
-        f"{config.train.epochs:g} epochs, batches of {config.train.batch_size}, "
+        f"{config.train.epochs:g} epochs, batches of {config.train.batch_size}"
+        f"{f' (an epoch leaves out {left_out} images)' if left_out else ''}, "
         f"{parallel.num_devices} x {jax.devices()[0].device_kind} ({parallel.mode})"
     )
     console.print(f"workdir: {workdir}\n")

@@ -144,6 +144,12 @@ def test_what_is_not_finite_is_never_the_best_and_said_wherever_it_is_used(spoil
     assert output.err == "warning: the logits of some images are not finite; none counts.\n"
     with pytest.raises(UserError, match=r"step 2 is not finite: .* Move .*/checkpoints/2 away"):
         train.train_and_evaluate(plain_config(**OVERFLOWING), spoilt)
+    config = plain_config(**OVERFLOWING, init_from=str(spoilt))
+    with (
+        pytest.warns(UserWarning, match="is not finite"),
+        pytest.raises(UserError, match=r"init_from .*: params/.* or NaN"),
+    ):
+        train.train_and_evaluate(config, spoilt.parent / "other")
 
 
 def test_another_config_is_not_replayed(failed):

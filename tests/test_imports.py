@@ -31,7 +31,7 @@ ARROWS = {
     "workdir": {"config", "data"},
     "checkpoint": {"config", "data", "models", "processes", "train_state", "workdir"},
     "evaluate": {"checkpoint", "data", "metrics", "parallel", "runtime", "steps"},
-    "transfer": {"checkpoint", "config", "interop", "models", "train_state"},
+    "transfer": {"checkpoint", "config", "data", "interop", "models", "train_state"},
     "console": {"models"},
     "writers": {"curves", "workdir"},
     "progress": {"console", "metrics", "writers"},

@@ -1,5 +1,6 @@
 """Checkpoints: saved while a run trains, verified, and restored to go on or into a script."""
 
+from resflax.checkpoint.leaves import not_finite
 from resflax.checkpoint.manifest import DamageError, facts
 from resflax.checkpoint.restored import Run, restore_model
 from resflax.checkpoint.saver import Checkpointer, SaveError, snapshot, spoilt
@@ -12,6 +13,7 @@ __all__ = [
     "Run",
     "SaveError",
     "facts",
+    "not_finite",
     "quality",
     "restore_model",
     "snapshot",
