@@ -4,6 +4,7 @@ python -m resflax.evaluate --workdir runs/... [--best | --step N]
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import pathlib
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from resflax import checkpoint, runtime, steps
+from resflax import checkpoint, metrics, runtime, steps
 from resflax.data import augmentation, pipeline, sources, transforms
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
@@ -101,11 +102,18 @@ def evaluate_run(
       'step', and the metrics of `evaluator`.
 
     Raises:
-      UserError: if there is no such run, checkpoint or data.
+      UserError: if there is no such run, checkpoint or data, or the data have other classes.
     """
-    run = checkpoint.restore_model(workdir, step, best=best)
+    return _evaluate(checkpoint.restore_model(workdir, step, best=best))
+
+
+def _evaluate(run: checkpoint.Run) -> dict[str, float]:
     parallel = DataParallel.over("jit", jax.devices()[:1])
     dataset = sources.load(run.config.data)
+    sources.require_like(dataset.description, run.dataset)
+    # Normalised as the network was trained, also where the training images have changed since.
+    same = dataclasses.replace(dataset.description, mean=run.dataset.mean, std=run.dataset.std)
+    dataset = dataclasses.replace(dataset, description=same)
     evaluate = evaluator(run.model.apply, dataset, run.config.eval.batch_size, parallel)
     return {"step": run.step, **evaluate(run.variables)}
 
@@ -119,13 +127,14 @@ def main(argv: list[str] | None = None) -> int:
     which.add_argument("--best", action="store_true", help="the step with the best evaluation")
     arguments = parser.parse_args(argv)
     try:
-        m = evaluate_run(arguments.workdir, arguments.step, best=arguments.best)
+        run = checkpoint.restore_model(arguments.workdir, arguments.step, best=arguments.best)
+        found = _evaluate(run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(
-        f"step {m['step']}  eval loss {m['loss']:.4f}  top-1 {m['top1']:.2%}  top-5 {m['top5']:.2%}"
-    )
+    print(f"step {run.step}  {metrics.line(found, run.dataset.num_classes)}")
+    if not math.isfinite(found["loss"]):
+        print("warning: the logits of some images are not finite; none counts.", file=sys.stderr)
     return 0
 
 

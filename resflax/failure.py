@@ -30,12 +30,14 @@ class Failure:
     """What is known of the step.
 
     Attributes:
-      step: whose update was skipped; the first is 1.
+      step: whose update was skipped, or after which a parameter was not finite; the first is 1.
       loss: of its batch, nats.
       grad_norm: of the gradient.
       indices: of the training examples in its batch, over all processes.
       key: data of the random key of the step.
       layer_norms: of the gradient, by the parameters' paths.
+      array: path of the first parameter or running statistic that was not finite after the step,
+        if an update spoilt it; None if the update was skipped.
     """
 
     step: int
@@ -44,6 +46,7 @@ class Failure:
     indices: list[int]
     key: list[int]
     layer_norms: dict[str, float]
+    array: str | None = None
 
     def write(self, workdir: pathlib.Path) -> pathlib.Path:
         """Leaves it in the run's directory; returns the file."""
@@ -97,6 +100,7 @@ def recorder(
             layer_norms=dict(
                 zip(names, np.asarray(error.metrics["layer_norms"]).tolist(), strict=True)
             ),
+            array=error.array,
         )
         try:
             said = f"{failure.write(workdir)} tells of the step, and --replay repeats it."

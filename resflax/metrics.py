@@ -1,5 +1,8 @@
 """Losses and metrics of a batch, summed so that they add up exactly over batches and devices."""
 
+import math
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,14 +41,33 @@ def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 def summed(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """Sums over the examples whose mask is 1: 'loss' (nats), 'top1', 'top5' (hits), 'count'.
 
+    An example with a logit that is not finite is no hit, and its loss is NaN.
+
     Args:
       logits: float32 [N, K].
       labels: int [N].
       mask: float [N], 1 for an example, 0 for padding.
     """
+    finite = jnp.isfinite(logits).all(-1)
+    loss = jnp.where(finite, cross_entropy(logits, labels), jnp.nan)
     return {
-        "loss": jnp.sum(cross_entropy(logits, labels) * mask),
-        "top1": jnp.sum(in_top_k(logits, labels, 1) * mask),
-        "top5": jnp.sum(in_top_k(logits, labels, 5) * mask),
+        "loss": jnp.sum(loss, where=mask > 0),
+        "top1": jnp.sum(in_top_k(logits, labels, 1) * finite * mask),
+        "top5": jnp.sum(in_top_k(logits, labels, 5) * finite * mask),
         "count": jnp.sum(mask),
     }
+
+
+def line(evaluation: Mapping[str, float], num_classes: int) -> str:
+    """An evaluation for a person: 'eval loss 0.2500  top-1 87.50%  top-5 98.00%'.
+
+    Top-5 of at most five classes, which is always 100 %, is left out.
+
+    Args:
+      evaluation: 'loss' (nats), 'top1' and 'top5' (fractions).
+      num_classes: of the data set.
+    """
+    text = f"eval loss {evaluation['loss']:.4f}  top-1 {evaluation['top1']:.2%}"
+    if num_classes > 5:
+        text += f"  top-5 {evaluation['top5']:.2%}"
+    return text if math.isfinite(evaluation["loss"]) else f"{text}  (logits are not finite)"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from resflax import metrics as metrics_lib
 from resflax.console import Console
 from resflax.errors import UserError
 from resflax.writers import MetricWriter
@@ -15,22 +16,27 @@ from resflax.writers import MetricWriter
 _WINDOW = 100
 _SPIKE = 6.0
 
-
 _NAMES = {"loss": "loss", "grad_norm": "norm of the gradient"}
+
+_ADVICE = (
+    "A lower config.optim.lr, more config.optim.warmup_epochs or config.optim.clip_norm may help."
+)
 
 
 class NonFiniteError(UserError, ArithmeticError):
-    """The loss or the gradient of a step is infinite or not a number, once too often.
+    """The loss or the gradient of a step is not finite, once too often, or a parameter after it.
 
     Attributes:
-      step: whose update was skipped.
+      step: whose update was skipped, or after which the parameter was found.
       metrics: of the step.
+      array: path of the parameter; None where an update was skipped.
     """
 
-    def __init__(self, message: str, step: int, metrics: dict[str, Any]):
+    def __init__(self, message: str, step: int, metrics: dict[str, Any], array: str | None = None):
         super().__init__(message)
         self.step = step
         self.metrics = metrics
+        self.array = array
 
 
 class Progress:
@@ -50,6 +56,7 @@ class Progress:
         steps_per_epoch: int,
         batch_size: int,
         every_steps: int,
+        num_classes: int = 1000,
         max_skips: int = 0,
     ):
         """Starts the clock.
@@ -62,6 +69,7 @@ class Progress:
           steps_per_epoch: steps in an epoch.
           batch_size: images a step.
           every_steps: steps between two lines of metrics.
+          num_classes: of the data set.
           max_skips: updates that may be skipped, in the whole run.
         """
         self._console = console
@@ -70,8 +78,10 @@ class Progress:
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         self._every_steps = every_steps
+        self._num_classes = num_classes
         self._learning_rate = learning_rate
         self._max_skips = max_skips
+        self._last: dict[str, Any] = {}
         self._losses: collections.deque[float] = collections.deque(maxlen=_WINDOW)
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -99,8 +109,28 @@ class Progress:
             skipped.
         """
         self._tick(len(metrics))
+        self._last = metrics[-1]
         for i, one in enumerate(metrics):
             self._step(step - len(metrics) + 1 + i, one | {"data_wait": float(waited)})
+
+    def parameters(self, step: int, not_finite: str | None) -> None:
+        """Takes what was found of the parameters after a step, before they are evaluated or saved.
+
+        Args:
+          step: the last one whose metrics were taken.
+          not_finite: path of the first array that has a number that is not finite, if any.
+
+        Raises:
+          NonFiniteError: if there is such an array.
+        """
+        if not_finite is not None:
+            raise NonFiniteError(
+                f"{not_finite} is not finite after step {step} (epoch {self.epoch(step):.2f}): an "
+                f"update was too large. The state is not saved. {_ADVICE}",
+                step,
+                self._last,
+                not_finite,
+            )
 
     def look(self, step: int, numbers: dict[str, float]) -> None:
         """Takes what was seen of the network's blocks after a step, for the next line of metrics.
@@ -144,8 +174,7 @@ class Progress:
         if skipped > self._max_skips:
             raise NonFiniteError(
                 f"{said}; its update was skipped, and config.train.max_skips is "
-                f"{self._max_skips}. A lower config.optim.lr, more config.optim.warmup_epochs or "
-                "config.optim.clip_norm may help.",
+                f"{self._max_skips}. {_ADVICE}",
                 step,
                 metrics,
             )
@@ -181,8 +210,8 @@ class Progress:
                 values["data/bad_images"] = bad_images
             self._writer.write(step, self.epoch(step), values)
         self._console.print(
-            f"epoch {self.epoch(step):6.2f}  step {step:>6}  eval loss {metrics['loss']:.4f}  "
-            f"top-1 {metrics['top1']:.2%}  top-5 {metrics['top5']:.2%}{'  best' if is_best else ''}"
+            f"epoch {self.epoch(step):6.2f}  step {step:>6}  "
+            f"{metrics_lib.line(metrics, self._num_classes)}{'  best' if is_best else ''}"
         )
         self._clock = time.monotonic()
 

@@ -38,8 +38,7 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     parallel = DataParallel.over(config.parallel.mode)
     dataset = sources.load(config.data)
     batches, examples = assembly.training_data(config, dataset, parallel)
-    num_classes = dataset.description.num_classes
-    model = config_lib.build_model(config, num_classes, parallel.axis_name)
+    model = config_lib.build_model(config, dataset.description.num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
     state = assembly.create_state(config, model, dataset, schedule, parallel)
     console = Console(active=jax.process_index() == 0)
@@ -47,7 +46,7 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
         lock.held(workdir, console.print, processes.on_first),
         contextlib.closing(checkpoint.Checkpointer(workdir, config.checkpoint.keep)) as saved,
     ):
-        state = train.resume(state, config, num_classes, saved, batches, parallel)
+        state = train.resume(state, config, dataset, saved, batches, parallel, console)
     first_step = int(parallel.single(state).step)
     if first_step >= failure.step:
         raise FailureError(
@@ -60,7 +59,8 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
         state, metrics = step(state, batch, *examples)
     (found,) = parallel.fetch(metrics)
     norms = np.asarray(list(failure.layer_norms.values()), np.float32)
-    same = all(
+    array = checkpoint.spoilt(parallel.single(state))
+    same = array == failure.array and all(
         np.array_equal(np.float32(a), np.float32(b), equal_nan=True)
         for a, b in (
             (found["loss"], failure.loss),
@@ -70,6 +70,8 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     )
     for name, norm in zip(failure.layer_norms, found["layer_norms"], strict=True):
         console.print(f"{norm:12.4g}  {name}")
+    if array is not None:
+        console.print(f"{array} is not finite after step {failure.step}")
     console.print(
         f"step {failure.step}: loss {found['loss']}, norm of the gradient {found['grad_norm']}: "
         f"{'as' if same else 'NOT as'} in {workdir / FILE}"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -73,13 +74,13 @@ def train_and_evaluate(
 
     Returns:
       'eval/loss' (nats), 'eval/top1' and 'eval/top5' (fractions) after the last step, 'best/top1'
-      and 'best/step', and 'seconds' spent here.
+      and 'best/step' (0 if no evaluation was finite), and 'seconds' spent here.
 
     Raises:
       UserError: if the config, the data or the directory cannot be, or another process is at work
         in the directory; nothing was overwritten.
-      NonFiniteError: if losses or gradients are not finite, more often than `train.max_skips`; no
-        parameter was spoilt, and failure.json tells of the step.
+      NonFiniteError: if losses or gradients are not finite, more often than `train.max_skips`, or
+        an update made a parameter so; no such state was saved, and failure.json has the step.
       Stopped: if a signal asked for it; the state was saved.
     """
     with contextlib.ExitStack() as held:
@@ -125,7 +126,7 @@ def _train(
         # Also where too many of them stop the run.
         note_bad = _bad_files(workdir, dataset, console)
         stack.callback(note_bad)
-        state = resume(state, config, num_classes, checkpointer, batches, parallel)
+        state = resume(state, config, dataset, checkpointer, batches, parallel, console)
         step = first_step = int(parallel.single(state).step)
         processes.on_first(lambda: _begin(workdir, config, dataset, first_step, total_steps))
         if first_step:
@@ -134,14 +135,13 @@ def _train(
         writer = None
         if is_main:
             writer = stack.enter_context(MetricWriter(workdir, first_step, console.print))
-        lengths = total_steps, batches.steps_per_epoch
-        progress = _progress(config, console, writer, schedule, lengths)
+        progress = _progress(config, dataset, batches, total_steps, schedule, console, writer)
         look = _looker(config, dataset, parallel, progress)
         stack.push(failure.recorder(workdir, batches, parallel.single(state)))
         stack.enter_context(console.bar(first_step, total_steps))
 
         results = None
-        best = checkpointer.best or (0, -1.0)
+        best = checkpointer.best or (0, 0.0)
         pending: _Call | None = None
         calls = _calls(config, steps_per_call, step, total_steps, batches)
         for count, batch in batches.take(calls):
@@ -159,12 +159,13 @@ def _train(
             if not (evaluates or stops):
                 continue
             processes.on_first(own.check)
-            # Before a state is saved, its own loss must have been seen to be finite.
+            # Before a state is evaluated or saved, it must have been seen to be finite.
             pending.tell(progress, parallel)
+            progress.parameters(step, checkpoint.spoilt(parallel.single(state)))
             pending, is_best = None, False
             if evaluates:
                 results = evaluate(state.eval_variables)
-                is_best = results["top1"] >= best[1]  # the latest of equals, as restore takes
+                is_best = checkpoint.quality(results) >= best[1]  # the latest of equals
                 if is_best:
                     best = step, results["top1"]
                 progress.evaluation(step, results, is_best, len(dataset.bad))
@@ -232,20 +233,22 @@ def _checkpointer(
 
 def _progress(
     config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    batches: pipeline.TrainBatches,
+    total_steps: int,
+    schedule: optax.Schedule,
     console: Console,
     writer: MetricWriter | None,
-    schedule: optax.Schedule,
-    lengths: tuple[int, int],
 ) -> Progress:
-    total_steps, steps_per_epoch = lengths
     return Progress(
         console,
         writer,
         schedule,
         total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=batches.steps_per_epoch,
         batch_size=config.train.batch_size,
         every_steps=config.log.every_steps,
+        num_classes=dataset.description.num_classes,
         max_skips=config.train.max_skips,
     )
 
@@ -276,10 +279,11 @@ def _looker(
 def resume(
     state: TrainState,
     config: ml_collections.ConfigDict,
-    num_classes: int,
+    dataset: sources.Dataset,
     checkpointer: checkpoint.Checkpointer,
     batches: pipeline.TrainBatches,
     parallel: DataParallel,
+    console: Console,
 ) -> TrainState:
     """The state to go on from, and the batches at its position.
 
@@ -290,7 +294,9 @@ def resume(
         batches.seek(restored[1])
         return parallel.spread(restored[0])
     if config.init_from:
-        return parallel.spread(transfer.start(parallel.single(state), config, num_classes))
+        names = dataset.description.label_names
+        state = transfer.start(parallel.single(state), config, names, console.print)
+        return parallel.spread(state)
     return state
 
 
@@ -342,8 +348,10 @@ def _introduce(
         f"{description.name}: {len(dataset.train):,} training and {len(dataset.test):,} test "
         f"images, {' x '.join(map(str, description.image_shape))}, {description.num_classes} labels"
     )
+    left_out = len(dataset.train) % config.train.batch_size
     console.print(
-        f"{config.train.epochs:g} epochs, batches of {config.train.batch_size}, "
+        f"{config.train.epochs:g} epochs, batches of {config.train.batch_size}"
+        f"{f' (an epoch leaves out {left_out} images)' if left_out else ''}, "
         f"{parallel.num_devices} x {jax.devices()[0].device_kind} ({parallel.mode})"
     )
     console.print(f"workdir: {workdir}\n")
@@ -352,9 +360,12 @@ def _introduce(
 def _conclude(
     console: Console, workdir: pathlib.Path, result: dict[str, float], best_epoch: float
 ) -> None:
+    best = f"best {result['best/top1']:.2%} (step {result['best/step']}, epoch {best_epoch:g})"
+    if not math.isfinite(result["eval/loss"]):
+        console.print("\nThe last evaluation is not finite: the logits of some images are not.")
     console.print(
-        f"\ntop-1 {result['eval/top1']:.2%} after the last step; best {result['best/top1']:.2%} "
-        f"(step {result['best/step']}, epoch {best_epoch:g}); {result['seconds']:.0f} s in all",
+        f"\ntop-1 {result['eval/top1']:.2%} after the last step; "
+        f"{best if result['best/step'] else 'none was finite'}; {result['seconds']:.0f} s in all",
         style="bold",
     )
     console.print(

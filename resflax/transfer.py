@@ -7,7 +7,7 @@ expression that they begin with: 'head', or 'stage5|head'.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ from jax import lax
 
 from resflax import checkpoint
 from resflax import config as config_lib
+from resflax.data import sources
 from resflax.errors import UserError
 from resflax.interop.keras import from_keras
 from resflax.interop.torch import from_torch
@@ -82,24 +83,56 @@ def freeze(apply_fn: Callable[..., Any], pattern: str) -> Callable[..., Any]:
     return apply
 
 
-def start(state: TrainState, config: ml_collections.ConfigDict, num_classes: int) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """Weights to start from.
+
+    Attributes:
+      model: the network that they are of.
+      variables: 'params' and 'batch_stats'.
+      origin: where they are, for a person.
+      label_names: of the classes; () if they are not known.
+    """
+
+    model: nn.Module
+    variables: PyTree
+    origin: str
+    label_names: tuple[str, ...] = ()
+
+
+def start(
+    state: TrainState,
+    config: ml_collections.ConfigDict,
+    label_names: Sequence[str],
+    report: Callable[[str], None] = lambda text: None,
+) -> TrainState:
     """A fresh state with the weights of `config.init_from`.
 
-    A classifier for another number of classes keeps its initial values; so do auxiliary ones that
-    the weights lack.
+    A classifier for other classes, by their number or their names, keeps its initial values; so do
+    auxiliary ones that the weights lack.
 
     Args:
       state: one copy, before its first step.
       config: of the run.
-      num_classes: of its data.
+      label_names: of its data.
+      report: is told what was loaded, what is new and what trains.
 
     Raises:
-      TransferError: if there are no such weights, or they are another network's.
+      TransferError: if there are no such weights, or they are another network's or not finite.
     """
-    source, variables = _load(config)
-    _check_same(source, config_lib.build_model(config, num_classes), config.init_from)
+    weights = _load(config)
+    origin = config.init_from
+    _check_same(weights.model, config_lib.build_model(config, len(label_names)), origin)
+    if (array := checkpoint.not_finite(weights.variables)) is not None:
+        raise TransferError(f"config.init_from {origin}: {array} has an infinite number or NaN.")
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
-    merged = _merge(repeat.unpack(jax.device_get(fresh), state.loops), variables, config.init_from)
+    # Of another number of classes, or where their names are not known, the shapes decide.
+    renamed = len(weights.label_names) == len(label_names) and (
+        sources.other_names(weights.label_names, label_names) is not None
+    )
+    unpacked = repeat.unpack(jax.device_get(fresh), state.loops)
+    merged, new = _merge(unpacked, weights.variables, origin, new_head=renamed)
+    _report(report, config, weights.origin, unpacked["params"], new)
     merged = repeat.pack(merged, state.loops)
 
     def place() -> PyTree:
@@ -110,15 +143,35 @@ def start(state: TrainState, config: ml_collections.ConfigDict, num_classes: int
     return state.replace(**place(), ema=None if state.ema is None else place())
 
 
-def _load(config: ml_collections.ConfigDict) -> tuple[nn.Module, PyTree]:
+def _report(
+    report: Callable[[str], None],
+    config: ml_collections.ConfigDict,
+    origin: str,
+    params: PyTree,
+    new: Sequence[str],
+) -> None:
+    parts = sorted({name.split("/")[1] for name in new})
+    report(f"weights loaded from {origin}; new: {', '.join(parts) or 'nothing'}")
+    marks = jax.tree.leaves(trainable(params, config.train.trainable))
+    sizes = [int(leaf.size) for leaf in jax.tree.leaves(params)]
+    trained = sum(size for size, mark in zip(sizes, marks, strict=True) if mark)
+    report(
+        f"{trained:,} of {sum(sizes):,} parameters are trained (config.train.trainable "
+        f"{config.train.trainable!r})"
+    )
+
+
+def _load(config: ml_collections.ConfigDict) -> _Weights:
     path = pathlib.Path(config.init_from).expanduser()
     if not path.exists():
         raise TransferError(f"config.init_from {path} does not exist: a run's directory or a file.")
     if path.is_dir():
         run = checkpoint.restore_model(path)
-        return run.model, run.variables
+        origin = f"step {run.step} of {path}"
+        return _Weights(run.model, run.variables, origin, run.dataset.label_names)
     read = from_keras if path.suffix == ".h5" else from_torch
-    return read(config.model.name, path, **config_lib.model_overrides(config))
+    model, variables = read(config.model.name, path, **config_lib.model_overrides(config))
+    return _Weights(model, variables, str(path))
 
 
 def _check_same(source: nn.Module, target: nn.Module, origin: str) -> None:
@@ -138,8 +191,11 @@ def _check_same(source: nn.Module, target: nn.Module, origin: str) -> None:
         raise TransferError(f"config.init_from {origin}: {'; '.join(different)}.")
 
 
-def _merge(fresh: PyTree, weights: PyTree, origin: str) -> PyTree:
-    """The values of `weights` in the tree of `fresh`."""
+def _merge(
+    fresh: PyTree, weights: PyTree, origin: str, *, new_head: bool
+) -> tuple[PyTree, list[str]]:
+    """The values of `weights` in the tree of `fresh`; and the paths of what stays fresh."""
+    new: list[str] = []
     found = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
 
     def choose(path: Any, leaf: Any) -> Any:
@@ -147,14 +203,15 @@ def _merge(fresh: PyTree, weights: PyTree, origin: str) -> PyTree:
         given = found.get(name)
         _, part, *_ = name.split("/")
         replaced = part == "head" or part.endswith("_aux")
-        if given is not None and given.shape == leaf.shape:
+        if given is not None and given.shape == leaf.shape and not (replaced and new_head):
             return given
         if replaced:
+            new.append(name)
             return leaf
         shape = "nothing" if given is None else f"{given.shape}"
         raise TransferError(f"config.init_from {origin}: {name} is {leaf.shape}, there {shape}.")
 
-    return jax.tree_util.tree_map_with_path(choose, fresh)
+    return jax.tree_util.tree_map_with_path(choose, fresh), new
 
 
 def _joined(path: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from resflax.config import ConfigError, flatten, model_overrides
 from resflax.data import augmentation, mixing, sources
@@ -18,6 +19,8 @@ SCHEDULES = ("cosine", "step", "exponential")
 OPTIMIZERS = ("sgd", "rmsprop")
 BN_AXES = ("device", "global")
 DTYPES = ("float32", "bfloat16")
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
@@ -86,6 +89,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         )
     if list(config.optim.step_epochs) != sorted(config.optim.step_epochs):
         raise ConfigError(f"config.optim.step_epochs {config.optim.step_epochs} must increase.")
+    _finite(flatten(config))
     _validate_devices(config, num_devices)
 
 
@@ -133,6 +137,7 @@ def validate_data(config: ml_collections.ConfigDict) -> None:
         )
     if not 0.0 <= data.shapes.difficulty <= 1.0:
         raise ConfigError(f"data.shapes.difficulty {data.shapes.difficulty}: from 0 to 1.")
+    _finite(flatten(data, "data."))
 
 
 def _validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
@@ -160,6 +165,16 @@ def _get(config: ml_collections.ConfigDict, field: str) -> Any:
     for group in groups:
         config = config[group]
     return config[name]
+
+
+def _finite(fields: dict[str, Any]) -> None:
+    for field, value in fields.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, float) and not abs(part) <= _LARGEST:
+                raise ConfigError(
+                    f"config.{field} {value} must be finite: at most {_LARGEST:.2g}, float32's "
+                    "largest number."
+                )
 
 
 def _choice(config: ml_collections.ConfigDict, field: str, choices: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from resflax.checkpoint import Checkpointer, CheckpointError, SaveError, store
 from resflax.checkpoint import saver as saver_lib
 from resflax.checkpoint.__main__ import main
+from resflax.checkpoint.manifest import Manifest
 from resflax.parallel import DataParallel
 from resflax.train_state import create_train_state
 
@@ -127,6 +128,34 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.is_dir())
     assert steps == [2, 4, 5]
     checkpointer.close()
+
+
+@pytest.mark.long
+def test_of_equals_the_latest_is_the_best_and_what_is_not_finite_never(tmp_path):
+    parallel = DataParallel.over("jit", jax.devices()[:1])
+    state = create(parallel, seed=0)
+
+    def kept(saver):
+        saver.wait()
+        manifests = {
+            s: Manifest.read(store.directory(tmp_path) / str(s)) for s in store.steps(tmp_path)
+        }
+        return saver.best, store.best(manifests), list(manifests)
+
+    with contextlib.closing(Checkpointer(tmp_path, keep=1)) as saver:
+        saver.save(at(state, 1), {}, {"top1": 0.9, "loss": float("nan")})
+        assert kept(saver) == (None, None, [1])
+        for step, top1 in enumerate((0.5, 0.8, 0.8, 0.2), start=2):
+            saver.save(at(state, step), {}, {"top1": top1, "loss": 0.1})
+        assert kept(saver) == ((4, 0.8), 4, [4, 5])
+        saver.save(at(state, 6), {}, {"top1": 1.0, "loss": float("inf")})
+        assert kept(saver) == ((4, 0.8), 4, [4, 6])
+    # As in a run that goes on.
+    with contextlib.closing(Checkpointer(tmp_path, keep=1)) as saver:
+        saver.save(at(state, 7), {}, {"top1": 0.8, "loss": 0.1})
+        assert kept(saver) == ((7, 0.8), 7, [7])
+        saver.save(at(state, 8), {}, {"top1": 0.1, "loss": 0.1})
+        assert kept(saver) == ((7, 0.8), 7, [7, 8])
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from PIL import Image
 from plain import config as plain_config
 
 from resflax import config as config_lib
-from resflax import evaluate, metrics
+from resflax import evaluate, metrics, train
 from resflax.data import augmentation, sources, transforms
+from resflax.errors import UserError
 from resflax.parallel import DataParallel
 
 
@@ -99,3 +100,54 @@ def test_a_workdir_without_a_run_gets_one_line(tmp_path, capsys):
     assert evaluate.main(["--workdir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error == f"error: {tmp_path} holds no run: config.json: No such file or directory.\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "difference"),
+    [
+        (("a", "b", "c"), None),
+        (("0", "1", "2"), None),  # of a data set without names
+        (("a", "c", "b"), "their classes: number 1 is 'c' and 'b'"),
+        (("a", "b"), "the number of classes: 2 and 3"),
+    ],
+)
+def test_images_of_other_classes_are_refused_by_name(found, difference):
+    trained = sources.Description("mine", (4, 4, 1), ("a", "b", "c"), (0.5,), (0.5,))
+    other = sources.Description("theirs", (8, 8, 1), found, (0.1,), (0.1,))
+    if difference is None:
+        sources.require_like(other, trained, " in runs/x")
+    else:
+        with pytest.raises(UserError, match=f"'theirs' .* network in runs/x .* in {difference}"):
+            sources.require_like(other, trained, " in runs/x")
+
+
+def colours(folder, names):
+    """16 images of noise for each class of a data set: a colour each."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for channel, name in enumerate(names):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(8):
+                pixels = rng.integers(0, 80, (16, 16, 3), dtype=np.uint8)
+                pixels[..., channel] += 120
+                Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
+
+
+@pytest.mark.long
+def test_a_run_is_evaluated_on_its_own_classes_with_its_own_statistics(tmp_path, capsys):
+    colours(tmp_path / "images", ("blue", "green", "red"))
+    overrides = {"data.source": "folder", "data.folder.path": str(tmp_path / "images")}
+    overrides |= {"train.batch_size": 8, "train.epochs": 1.0, "eval.batch_size": 8}
+    result = train.train_and_evaluate(plain_config(**overrides), tmp_path / "run")
+    assert "top-5" not in capsys.readouterr().out
+    evaluated = evaluate.evaluate_run(tmp_path / "run")
+    assert evaluated["loss"] == pytest.approx(result["eval/loss"], rel=1e-6)
+    # Other training images have other statistics.
+    for path in (tmp_path / "images/train/red").iterdir():
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(path)
+    again = evaluate.evaluate_run(tmp_path / "run")
+    assert again == evaluated
+    for part in ("train", "val"):
+        (tmp_path / "images" / part / "red").rename(tmp_path / "images" / part / "a_red")
+    assert evaluate.main(["--workdir", str(tmp_path / "run")]) == 2
+    assert "their classes: number 0 is 'a_red' and 'blue'" in capsys.readouterr().err

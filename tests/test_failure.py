@@ -8,10 +8,26 @@ import pytest
 from plain import config as plain_config
 
 import resflax
-from resflax import failure, progress, replay, train
+from resflax import checkpoint, evaluate, failure, progress, replay, train
+from resflax.checkpoint import store
+from resflax.errors import UserError
 
 # An update of this rate makes the next loss infinite or NaN.
 DIVERGING = {"optim.lr": 1e20, "optim.momentum": 0.0, "train.epochs": 4.0}
+
+
+# One step an epoch. After the first epoch the rate makes the parameters themselves infinite, by a
+# step whose own loss and gradient are finite.
+OVERFLOWING = {
+    "train.batch_size": 64,
+    "train.epochs": 2.0,
+    "optim.schedule": "step",
+    "optim.step_epochs": (1,),
+    "optim.step_factor": 3e38,
+    "optim.lr": 0.01,
+    "optim.momentum": 0.0,
+    "optim.weight_decay": 1e4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +80,76 @@ def test_a_replay_gives_the_same(failed, capsys):
     (workdir / "failure.json").write_text(text)
     assert not replay.replay(plain_config(**DIVERGING), workdir)
     (workdir / "failure.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def overflown(tmp_path_factory):
+    """The directory of a run whose parameters overflowed at the end of an epoch; what it said."""
+    workdir = tmp_path_factory.mktemp("overflown") / "run"
+    with pytest.raises(progress.NonFiniteError) as error:
+        train.train_and_evaluate(plain_config(**OVERFLOWING), workdir)
+    return workdir, str(error.value)
+
+
+def test_a_state_whose_parameters_overflowed_is_neither_evaluated_nor_saved(overflown):
+    workdir, said = overflown
+    assert "is not finite after step 2 (epoch 2.00)" in said
+    assert f"{workdir / 'failure.json'} tells of the step" in said
+    assert store.steps(workdir) == [1]
+    assert resflax.restore(workdir, best=True).step == 1
+    assert not (workdir / "result.json").exists()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval/top1" in line] == [1]
+    record = failure.Failure.read(workdir)
+    assert record.array.startswith("variables/params/")
+    assert record.array in said
+    assert np.isfinite([record.loss, record.grad_norm]).all()
+
+
+@pytest.mark.long
+def test_a_run_whose_parameters_overflowed_goes_on_from_before_and_is_replayed(overflown, capsys):
+    workdir, said = overflown
+    with pytest.raises(progress.NonFiniteError) as error:
+        train.train_and_evaluate(plain_config(**OVERFLOWING), workdir)
+    assert str(error.value) == said
+    assert "resumed after step 1 of 2" in capsys.readouterr().out
+    assert store.steps(workdir) == [1]
+    assert replay.replay(plain_config(**OVERFLOWING), workdir)
+    assert "is not finite after step 2" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """The directory of a finished run whose last state was saved without a look at it."""
+    workdir = tmp_path_factory.mktemp("spoilt") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "spoilt", lambda state: None)
+        train.train_and_evaluate(plain_config(**OVERFLOWING), workdir)
+    return workdir
+
+
+@pytest.mark.long
+def test_what_is_not_finite_is_never_the_best_and_said_wherever_it_is_used(spoilt, capsys):
+    assert store.steps(spoilt) == [1, 2]
+    result = json.loads((spoilt / "result.json").read_text())
+    assert result["best/step"] == 1
+    assert np.isnan(result["eval/loss"])
+    with pytest.warns(UserWarning, match=r"step 2 in .* is not finite: params/.* or NaN"):
+        assert resflax.restore(spoilt).step == 2
+    assert resflax.restore(spoilt, best=True).step == 1
+    with pytest.warns(UserWarning, match="is not finite"):
+        assert evaluate.main(["--workdir", str(spoilt)]) == 0
+    output = capsys.readouterr()
+    assert "step 2  eval loss nan" in output.out
+    assert output.err == "warning: the logits of some images are not finite; none counts.\n"
+    with pytest.raises(UserError, match=r"step 2 is not finite: .* Move .*/checkpoints/2 away"):
+        train.train_and_evaluate(plain_config(**OVERFLOWING), spoilt)
+    config = plain_config(**OVERFLOWING, init_from=str(spoilt))
+    with (
+        pytest.warns(UserWarning, match="is not finite"),
+        pytest.raises(UserError, match=r"init_from .*: params/.* or NaN"),
+    ):
+        train.train_and_evaluate(config, spoilt.parent / "other")
 
 
 def test_another_config_is_not_replayed(failed):

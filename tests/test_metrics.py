@@ -42,6 +42,24 @@ def test_sums_leave_out_what_is_masked():
     assert sums["count"] == 2
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_an_example_with_a_logit_that_is_not_finite_is_no_hit_and_has_no_loss(value):
+    logits = LOGITS.at[0, 2].set(value)  # not of the true class
+    sums = metrics.summed(logits, LABELS, jnp.ones(3))
+    assert jnp.isnan(sums["loss"])
+    assert (sums["top1"], sums["top5"]) == (0, 2)
+    others = metrics.summed(logits, LABELS, jnp.asarray([0.0, 1.0, 1.0]))
+    assert jnp.isfinite(others["loss"])
+
+
+def test_a_line_leaves_out_the_top_5_of_five_classes():
+    evaluation = {"loss": 0.25, "top1": 0.875, "top5": 1.0}
+    assert metrics.line(evaluation, 6) == "eval loss 0.2500  top-1 87.50%  top-5 100.00%"
+    assert metrics.line(evaluation, 5) == "eval loss 0.2500  top-1 87.50%"
+    evaluation["loss"] = float("nan")
+    assert metrics.line(evaluation, 5) == "eval loss nan  top-1 87.50%  (logits are not finite)"
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_certain_probabilities_are_classes(smoothing):
     logits = jnp.asarray([[1.0, 2.0, 4.0], [0.0, -1.0, 3.0]])

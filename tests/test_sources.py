@@ -12,7 +12,7 @@ from PIL import Image
 from plain import config as plain_config
 
 from resflax import train, workdir
-from resflax.data import examples, pipeline, resident, sources
+from resflax.data import augmentation, examples, pipeline, resident, sources
 from resflax.data.bad import BadImagesError
 
 SIZE = 16
@@ -139,6 +139,23 @@ def test_statistics_are_those_of_all_pixels(channels, tmp_path):
     description = sources.load(config.data).description
     np.testing.assert_allclose(description.mean, images.mean((0, 1, 2)) / 255, rtol=1e-12)
     np.testing.assert_allclose(description.std, images.std((0, 1, 2)) / 255, rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0, 26, 255])
+def test_a_channel_that_never_varies_is_only_centred(value, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (300, 5, 4, 3), np.uint8)
+    images[..., 1] = value
+    labels = np.arange(300) % 2
+    named = {"train_labels": labels, "test_images": images[:2], "test_labels": labels[:2]}
+    np.savez(tmp_path / "set.npz", train_images=images, **named)
+    config = plain_config(
+        **{"data.source": "arrays", "data.arrays.path": str(tmp_path / "set.npz")}
+    )
+    description = sources.load(config.data).description
+    assert description.std[1] == 1.0
+    np.testing.assert_allclose(description.std[::2], images[..., ::2].std((0, 1, 2)) / 255)
+    normalized = augmentation.normalizer(description.mean, description.std)(images)
+    np.testing.assert_allclose(normalized[..., 1], 0.0, atol=1e-6)
 
 
 def command(*arguments, module="resflax.data"):

@@ -10,6 +10,7 @@ from plain import config as plain_config
 import resflax
 from resflax import assembly, train, transfer
 from resflax import config as config_lib
+from resflax.data import shapes
 from resflax.parallel import DataParallel
 
 PLAIN = {"model.shortcut": "B"}
@@ -72,11 +73,17 @@ def changed(a, b):
 
 
 @pytest.mark.long
-def test_the_head_alone_is_new_and_trained(folder, pretrained, tmp_path):
+def test_the_head_alone_is_new_and_trained(folder, pretrained, tmp_path, capsys):
     before = resflax.restore(pretrained).variables
     _, after = finetuned(folder, pretrained, tmp_path / "run", **{"train.trainable": "head"})
     assert after["params"]["head"]["kernel"].shape[-1] == 3
     assert changed(before, after) == {"params": {"head"}, "batch_stats": set()}
+    output = capsys.readouterr().out
+    assert f"weights loaded from step 2 of {pretrained}; new: head\n" in output
+    total = resflax.count(resflax.restore(pretrained).model, (16, 16, 3)).params - 7 * (16 + 1)
+    assert f"51 of {total:,} parameters are trained (config.train.trainable 'head')" in output
+    # 39 of the 48 images are to train on.
+    assert "batches of 16 (an epoch leaves out 7 images)" in output
 
 
 @pytest.mark.long
@@ -109,8 +116,17 @@ def test_without_a_step_the_weights_are_those_given(pretrained):
     state = assembly.create_state(
         config, model, _Described(), lambda step: 0.1, DataParallel.over("jit")
     )
-    started = transfer.start(state, config, 10)
+    said = []
+    started = transfer.start(state, config, shapes.LABEL_NAMES, said.append)
     before = resflax.restore(pretrained).variables
+    jax.tree.map(np.testing.assert_array_equal, started.eval_variables, before)
+    assert said[0] == f"weights loaded from step 2 of {pretrained}; new: nothing"
+    # As many classes, of other names: the classifier is new.
+    started = transfer.start(state, config, [*shapes.LABEL_NAMES[1:], "other"], said.append)
+    assert changed(before, started.eval_variables) == {"params": {"head"}, "batch_stats": set()}
+    assert said[2] == f"weights loaded from step 2 of {pretrained}; new: head"
+    # Without names in either data set, there are none to compare.
+    started = transfer.start(state, config, list(map(str, range(10))))
     jax.tree.map(np.testing.assert_array_equal, started.eval_variables, before)
 
 

@@ -185,7 +185,7 @@ def from_run(
     run = checkpoint.restore_model(workdir, step, best=best)
     dataset = _load(run.config, {**(data or {}), "test_crops": 1})
     folder = pathlib.Path(workdir).resolve()
-    _require_like(dataset.description, run, folder)
+    sources.require_like(dataset.description, run.dataset, f" in {folder}")
     batch = _evenly(dataset, images)
     return Subject(
         f"{folder.name} (step {run.step})",
@@ -218,20 +218,6 @@ def _evenly(dataset: sources.Dataset, images: int) -> dict[str, np.ndarray]:
     total = len(dataset.test)
     number = min(images, total)
     return dataset.test.test_batch(np.arange(number) * total // number)
-
-
-def _require_like(found: sources.Description, run: checkpoint.Run, folder: pathlib.Path) -> None:
-    """Raises UserError if the images of a run are of another kind; of size the network judges."""
-    trained = run.dataset
-    for what, theirs, ours in (
-        ("channels", found.image_shape[-1], trained.image_shape[-1]),
-        ("classes", found.num_classes, trained.num_classes),
-    ):
-        if theirs != ours:
-            raise UserError(
-                f"the images of {found.name!r} and those that the network in {folder} was trained "
-                f"on differ in the number of {what}: {theirs} and {ours}."
-            )
 
 
 def _initialised(model: nn.Module, images: jax.Array, seed: int) -> dict[str, Any]:

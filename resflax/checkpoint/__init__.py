@@ -1,10 +1,11 @@
 """Checkpoints: saved while a run trains, verified, and restored to go on or into a script."""
 
+from resflax.checkpoint.leaves import not_finite
 from resflax.checkpoint.manifest import DamageError, facts
 from resflax.checkpoint.origin import of_run
 from resflax.checkpoint.restored import Run, restore_model
-from resflax.checkpoint.saver import Checkpointer, SaveError, snapshot
-from resflax.checkpoint.store import CheckpointError
+from resflax.checkpoint.saver import Checkpointer, SaveError, snapshot, spoilt
+from resflax.checkpoint.store import CheckpointError, quality
 
 __all__ = [
     "CheckpointError",
@@ -13,7 +14,10 @@ __all__ = [
     "Run",
     "SaveError",
     "facts",
+    "not_finite",
     "of_run",
+    "quality",
     "restore_model",
     "snapshot",
+    "spoilt",
 ]

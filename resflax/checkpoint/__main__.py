@@ -7,7 +7,7 @@ Exit code 0: all is well; 1: some are damaged; 2: bad input.
 import datetime
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import rich.console
 import rich.progress
@@ -66,12 +66,11 @@ def _list(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> in
         table.add_column("saved")
         table.add_column("by")
         for step, manifest in manifests.items():
-            top1 = manifest.metrics.get(store.BEST_METRIC)
             time = (store.directory(workdir) / str(step) / FILE).stat().st_mtime
             versions, topology = (manifest.facts.get(k, {}) for k in ("versions", "topology"))
             table.add_row(
                 str(step),
-                ("" if top1 is None else f"{top1:.2%}") + (" best" if step == best else ""),
+                _said(manifest.metrics) + (" best" if step == best else ""),
                 f"{manifest.num_bytes / 2**20:,.1f}",
                 datetime.datetime.fromtimestamp(time).isoformat(" ", "seconds"),
                 f"jax {versions.get('jax', '?')}, {topology.get('devices', '?')} x "
@@ -82,6 +81,14 @@ def _list(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> in
             console.print(line, markup=False, soft_wrap=True)
             code = 1
     return code
+
+
+def _said(metrics: Mapping[str, float]) -> str:
+    """The top-1 of a step's evaluation, if there was one."""
+    if store.BEST_METRIC not in metrics:
+        return ""
+    top1 = store.quality(metrics)
+    return "not finite" if top1 < 0 else f"{top1:.2%}"
 
 
 def _verify(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> int:

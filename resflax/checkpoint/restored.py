@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +17,7 @@ from resflax import workdir as workdir_lib
 from resflax.checkpoint import leaves, origin, saver, store
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.checkpoint.store import CheckpointError
-from resflax.data import augmentation
+from resflax.data.preprocessing import Preprocessing
 from resflax.data.sources import Description
 
 
@@ -41,9 +40,11 @@ class Run:
     dataset: Description
 
     @property
-    def preprocess(self) -> Callable[[jax.Array], jax.Array]:
-        """From uint8 images [N, H, W, C] to what the network takes."""
-        return augmentation.normalizer(self.dataset.mean, self.dataset.std)
+    def preprocess(self) -> Preprocessing:
+        """From files, PIL images or arrays to what the network takes: see Preprocessing."""
+        size, dataset = self.dataset.image_shape[0], self.dataset
+        resize = max(size, self.config.data.eval_resize)
+        return Preprocessing(dataset.image_shape, dataset.mean, dataset.std, resize)
 
 
 def restore_model(
@@ -51,7 +52,8 @@ def restore_model(
 ) -> Run:
     """Restores the network of a run, on the first device whatever it was trained on.
 
-    Every byte of it is verified before. Nothing in the directory is changed.
+    Every byte of it is verified before. Nothing in the directory is changed. A warning names the
+    first array that is not finite, if there is one.
 
     Args:
       workdir: of the run.
@@ -83,6 +85,10 @@ def restore_model(
         )
     sums = jax.tree.map(lambda x: np.array(leaves.checksum(np.asarray(x))), variables)
     leaves.require_checksums(saved, {item: sums}, what)
+    if (spoilt := leaves.not_finite(variables)) is not None:
+        warnings.warn(
+            f"{what} is not finite: {spoilt} has an infinite number or NaN.", stacklevel=3
+        )
     return Run(model, variables, config, step, dataset)
 
 

@@ -136,7 +136,7 @@ class Checkpointer:
           sharding: of the restored arrays.
 
         Raises:
-          CheckpointError: if its arrays are others, or not those that were saved.
+          CheckpointError: if its arrays are others, not those that were saved, or not finite.
         """
         step = max(self._metrics, default=None)
         if step is None:
@@ -162,11 +162,17 @@ class Checkpointer:
         sums = repeat.unpack(jax.device_get(leaves.checksums(items, state.loops)), state.loops)
         leaves.require_checksums(manifest.leaves, sums, f"the checkpoint of step {step}")
         state = state.replace(**items["variables"], **items["optimizer"], ema=items.get("ema"))
+        if (array := spoilt(state)) is not None:
+            raise store.CheckpointError(
+                f"the checkpoint of step {step} is not finite: {array} has an infinite number or "
+                f"NaN. Move {store.directory(self._workdir) / str(step)} away, to go on from the "
+                "one before."
+            )
         return state, position
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The step with the best evaluation of those kept, and its top-1; None if there is none."""
+        """The step with the best finite evaluation of those kept, and its top-1; None without."""
         step = store.best(self._metrics)
         return None if step is None else (step, self._metrics[step][store.BEST_METRIC])
 
@@ -199,7 +205,7 @@ class Checkpointer:
             store.directory(self._workdir),
             options=ocp.CheckpointManagerOptions(
                 # It has them written; which of them are there, and stay, is the store's affair.
-                best_fn=lambda metrics: metrics[store.BEST_METRIC],
+                best_fn=store.quality,
                 step_prefix=store.UNFINISHED,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
             ),
@@ -262,6 +268,16 @@ class Checkpointer:
         if self._unsaved is None:
             raise SaveError(f"{text} The states before it are there; the same command goes on.")
         self._unsaved(f"{text} The run goes on.")
+
+
+def spoilt(state: TrainState) -> str | None:
+    """The path of the first parameter, statistic or average that is not finite; None if all are.
+
+    Args:
+      state: one copy (see DataParallel.single).
+    """
+    items = {name: tree for name, tree in _items(state).items() if name != "optimizer"}
+    return leaves.not_finite(items, state.loops)
 
 
 def snapshot(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The checkpoints in a run's directory, as they lie on the disk."""
 
 import contextlib
+import math
 import pathlib
 import re
 import shutil
@@ -46,14 +47,21 @@ def steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
+def quality(metrics: Mapping[str, float]) -> float:
+    """The number by which evaluations are compared: top-1; -1 where one of them is not finite."""
+    finite = all(math.isfinite(value) for value in metrics.values())
+    return metrics[BEST_METRIC] if finite else -1.0
+
+
 def best(metrics: Mapping[int, Mapping[str, float]]) -> int | None:
-    """The step with the best evaluation, the latest of equals; None if there was none.
+    """The step with the best evaluation, the latest of equals; None if none was finite.
 
     Args:
       metrics: of the evaluations of steps; empty where there was none.
     """
-    evaluated = [step for step in metrics if BEST_METRIC in metrics[step]]
-    return max(evaluated, key=lambda s: (metrics[s][BEST_METRIC], s), default=None)
+    qualities = {s: quality(m) for s, m in metrics.items() if BEST_METRIC in m}
+    evaluated = [step for step in qualities if qualities[step] >= 0]
+    return max(evaluated, key=lambda s: (qualities[s], s), default=None)
 
 
 def kept(metrics: Mapping[int, Mapping[str, float]], keep: int) -> set[int]:

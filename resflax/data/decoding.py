@@ -141,9 +141,24 @@ def center_crop(data: bytes, size: int, *, resize: int, channels: int = 3) -> np
       UnreadableImage: if the bytes are not an image that can be read.
       UserError: if `resize` is less than `size`.
     """
+    return _center(_open(data), size, resize, channels)
+
+
+def center_crop_image(
+    image: Image.Image, size: int, *, resize: int, channels: int = 3
+) -> np.ndarray:
+    """As `center_crop`, of an image that Pillow has opened or made; it stays as it is.
+
+    A large JPEG is decoded whole here, so that its pixels differ by little from those of its file.
+    """
+    with _reasons():
+        image = image.copy()
+    return _center(_Encoded(b"", image, _orientation(image)), size, resize, channels)
+
+
+def _center(encoded: "_Encoded", size: int, resize: int, channels: int) -> np.ndarray:
     if resize < size:
         raise UserError(f"resize {resize} must be at least size {size}.")
-    encoded = _open(data)
     side = min(encoded.width, encoded.height) * size / resize
     left, top = (encoded.width - side) / 2, (encoded.height - side) / 2
     return encoded.resample((left, top, left + side, top + side), size, channels)

@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_collections
 import numpy as np
@@ -22,6 +22,9 @@ _CHUNK = 256
 
 # Of decoded images in memory.
 _MOST_BYTES = 16 << 30
+
+# A channel's variance, on a scale of 0 to 1, that is a rounding error: the channel never varies.
+_NO_VARIANCE = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,46 @@ class Description:
     def num_classes(self) -> int:
         """The number of labels."""
         return len(self.label_names)
+
+
+def require_like(found: Description, trained: Description, where: str = "") -> None:
+    """Raises UserError if a network that was trained on one data set cannot judge another.
+
+    Both must have the same number of channels and the same classes in the same order. Classes that
+    are named by their numbers have no names to compare.
+
+    Args:
+      found: of the images that it is given.
+      trained: of those that it was trained on.
+      where: place of the network, for the message: ' in FOLDER'.
+    """
+    what = (
+        f"the images of {found.name!r} and those that the network{where} was trained on differ in"
+    )
+    for kind, theirs, ours in (
+        ("channels", found.image_shape[-1], trained.image_shape[-1]),
+        ("classes", found.num_classes, trained.num_classes),
+    ):
+        if theirs != ours:
+            raise UserError(f"{what} the number of {kind}: {theirs} and {ours}.")
+    if difference := other_names(found.label_names, trained.label_names):
+        raise UserError(f"{what} their classes: {difference}.")
+
+
+def other_names(found: Sequence[str], trained: Sequence[str]) -> str | None:
+    """How the names of as many classes differ; None if they do not, or either has none.
+
+    Args:
+      found: by class; the classes' numbers, where nobody named them.
+      trained: likewise.
+    """
+    numbers = tuple(map(str, range(len(found))))
+    if numbers in (tuple(found), tuple(trained)):
+        return None
+    for label, (theirs, ours) in enumerate(zip(found, trained, strict=True)):
+        if theirs != ours:
+            return f"number {label} is {theirs!r} and {ours!r}"
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +262,10 @@ def _sample(source: ArraySource | DecodedSource) -> ArraySource:
 
 
 def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, on a scale of 0 to 1."""
+    """Mean and standard deviation of each channel, on a scale of 0 to 1.
+
+    A channel that never varies has the deviation 1: it is only centred.
+    """
     # From counts of the 256 values, so that nothing as large as the images is made of them.
     counts = np.zeros((images.shape[-1], 256), np.int64)
     for start in range(0, len(images), _CHUNK):
@@ -227,7 +273,8 @@ def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
         counts += [np.bincount(channel, minlength=256) for channel in pixels.T]
     values = np.arange(256) / 255
     mean = counts @ values / counts.sum(1)
-    std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
+    variance = counts @ values**2 / counts.sum(1) - mean**2
+    std = np.sqrt(np.where(variance > _NO_VARIANCE, variance, 1.0))
     return mean.tolist(), std.tolist()
 
 
