@@ -82,15 +82,15 @@ def train_and_evaluate(
     validation.validate(config, jax.device_count())
     processes.require_same(config_lib.to_json(config), "config")
     parallel = DataParallel.over(config.parallel.mode)
-    dataset = sources.load(config.data)
+    is_main = jax.process_index() == 0
+    console = Console(active=is_main)
+    dataset = sources.load(config.data, console.print)
     batches, examples = assembly.training_data(config, dataset, parallel)
     total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
     steps_per_call = assembly.steps_per_call(
         config, batches.steps_per_epoch, total_steps, on_devices=bool(examples)
     )
-    is_main = jax.process_index() == 0
     processes.on_first(lambda: _open(workdir, config, dataset.description))
-    console = Console(active=is_main)
     _introduce(console, config, dataset, parallel, workdir)
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
