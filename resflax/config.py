@@ -169,7 +169,7 @@ def _data() -> ml_collections.ConfigDict:
 
     data.folder = ml_collections.ConfigDict()  # of the source 'folder' only
     data.folder.path = ""  # of train/CLASS/*.jpg and val/CLASS/*.jpg, or of CLASS/*.jpg
-    data.folder.val_share = 0.2  # of the images, where there is no val/
+    data.folder.val_share = 0.2  # of the images, without val/; 1: all, none to train on
     data.folder.seed = 0  # of which they are
 
     data.tfds = ml_collections.ConfigDict()  # of the source 'tfds' only

@@ -95,14 +95,14 @@ def _train(
     validation.validate(config, jax.device_count())
     processes.require_same(config_lib.to_json(config), "config")
     parallel = DataParallel.over(config.parallel.mode)
-    dataset = sources.load(config.data)
+    is_main = jax.process_index() == 0
+    console = Console(active=is_main)
+    dataset = sources.load(config.data, console.print)
     batches, examples = assembly.training_data(config, dataset, parallel)
     total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
     steps_per_call = assembly.steps_per_call(
         config, batches.steps_per_epoch, total_steps, on_devices=bool(examples)
     )
-    is_main = jax.process_index() == 0
-    console = Console(active=is_main)
     processes.on_first(lambda: workdir_lib.make(workdir))
     own = held.enter_context(lock.held(workdir, console.print, processes.on_first))
     processes.on_first(lambda: workdir_lib.open_run(workdir, config))

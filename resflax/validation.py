@@ -73,6 +73,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         raise ConfigError(f"config.{error}") from None
     _at_least(config, "train.aux_weight", 0)
     validate_data(config)
+    # All may be kept to evaluate on, but not here.
+    _between(config, "data.folder.val_share", 0.0, 1.0)
     shares = "train.label_smoothing", "train.ema_decay", "optim.momentum", "optim.rms_decay"
     for field in shares:
         _between(config, field, 0.0, 1.0)
@@ -99,7 +101,9 @@ def validate_data(config: ml_collections.ConfigDict) -> None:
     _choice(config, "data.source", sources.SOURCES)
     _choice(config, "data.placement", PLACEMENTS)
     _choice(config, "data.crop", sources.CROPS)
-    _between(config, "data.folder.val_share", 0.0, 1.0)
+    share = data.folder.val_share
+    if not 0 <= share <= 1:
+        raise ConfigError(f"config.data.folder.val_share {share} must be from 0 to 1.")
     _between(config, "data.max_bad", 0.0, 1.0)
     for field in ("threads", "eval_resize"):
         _at_least(config, f"data.{field}", 0)

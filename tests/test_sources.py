@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from plain import config as plain_config
 
-from resflax import train, workdir
+from resflax import train, validation, workdir
 from resflax.data import augmentation, examples, pipeline, resident, sources
 from resflax.data.bad import BadImagesError
 
@@ -206,6 +206,7 @@ def test_what_cannot_be_gets_one_line(arguments, right):
 @pytest.mark.long
 def test_a_run_from_files_notes_those_that_cannot_be_read(photos, tmp_path):
     spoil(photos, 1)
+    (photos / "cats" / "notes.txt").write_text("not an image")
     flags = {
         "data.source": "folder",
         "data.folder.path": photos,
@@ -221,6 +222,7 @@ def test_a_run_from_files_notes_those_that_cannot_be_read(photos, tmp_path):
         module="resflax.main",
     )
     assert result.code == 0, result.errors
+    assert f"left out of {photos}: 1 not .jpg, " in result.output
     assert "00.jpg: " in (tmp_path / "run" / "bad_files.txt").read_text()
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
@@ -257,6 +259,35 @@ def test_a_file_that_is_gone_counts_as_unreadable(photos):
     assert list(dataset.bad) == [
         f"{photos}/cats/00.jpg: it cannot be opened: No such file or directory"
     ]
+
+
+def test_what_is_left_out_of_a_directory_is_said_and_not_read(photos):
+    (photos / "cats" / "._00.jpg").write_bytes(bytes.fromhex("00051607") + bytes(100))
+    lines = []
+    dataset = sources.load(folder_config(photos).data, lines.append)
+    expected = f"Files or directories left out of {photos}: 1 hidden (such as cats/._00.jpg)."
+    assert lines == [expected]
+    assert len(dataset.bad) == 0
+    with pytest.warns(UserWarning, match="left out of") as warned:
+        sources.load(folder_config(photos).data)
+    assert warned[0].filename == __file__
+    result = command(
+        "verify", "--config", "configs/finetune.py", f"--config.data.folder.path={photos}"
+    )
+    assert (result.code, result.output.splitlines()[0]) == (0, expected)
+
+
+@pytest.mark.parametrize("crop", ["center", "resized"])
+def test_a_directory_can_be_all_to_evaluate_on_but_not_to_train(photos, crop):
+    config = folder_config(photos, crop=crop)
+    config.data.folder.val_share = 1.0
+    validation.validate_data(config)
+    dataset = sources.load(config.data)
+    assert (len(dataset.train), len(dataset.test)) == (0, 24)
+    assert len(dataset.description.mean) == 3
+    assert dataset.test.test_batch(np.arange(24))["label"].tolist() == [0] * 12 + [1] * 12
+    with pytest.raises(ValueError, match=r"val_share 1.0 must be at least 0.0 and less than 1.0"):
+        validation.validate(config, 1)
 
 
 @pytest.mark.slow

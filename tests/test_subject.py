@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import resflax
 from resflax.analysis import subject
@@ -101,6 +102,19 @@ def test_of_a_larger_test_set_images_are_drawn_from_the_first_to_the_last():
     np.testing.assert_array_equal(some.images, whole.images[[0, 3, 6]])
     np.testing.assert_array_equal(some.labels, whole.labels[[0, 3, 6]])
     np.testing.assert_array_equal(more.images, whole.images)
+
+
+def test_a_directory_of_classes_can_be_looked_at_whole(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    data = {"source": "folder", "folder.path": str(tmp_path)}
+    counts = {
+        share: len(untrained(images=100, data={**data, "folder.val_share": share}).images)
+        for share in (1, 0.25)
+    }
+    assert counts == {1: 8, 0.25: 2}
 
 
 def test_normalized_images_have_the_training_images_mean_and_deviation_taken_off():

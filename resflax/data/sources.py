@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Sequence
 
 import ml_collections
@@ -120,6 +121,7 @@ class Raw:
       label_names: by class.
       mean, std: of each channel, as published; (): nobody says.
       channels: of encoded images.
+      notes: lines about what a person may miss in it.
     """
 
     train: ArraySource | EncodedExamples
@@ -128,15 +130,27 @@ class Raw:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     channels: int = 3
+    notes: tuple[str, ...] = ()
 
 
-def load(config: ml_collections.ConfigDict) -> Dataset:
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=3)  # of who calls load
+
+
+def load(config: ml_collections.ConfigDict, report: Callable[[str], None] = _warn) -> Dataset:
     """Opens the data set that `config.data` names; nothing is downloaded.
+
+    Args:
+      config: `config.data`.
+      report: called with each line about what a person may miss in it: files that are left out,
+        classes that are not evaluated.
 
     Raises:
       UserError: if it is not there, or is none.
     """
     raw = SOURCES[config.source](config)
+    for line in raw.notes:
+        report(line)
     bad = BadImages(int(config.max_bad * (len(raw.train) + len(raw.test))))
     threads = config.threads or os.cpu_count() or 1
     size = image_size(config)
@@ -154,7 +168,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
         train, test = (_in_memory(source, threads) for source in (train, test))
     mean, std = config.mean or raw.mean, config.std or raw.std
     if not mean:
-        mean, std = _statistics(_sample(train).images)
+        mean, std = _statistics(_sample(train if len(train) else test).images)
     image_shape = train.image_shape
     if len(mean) != image_shape[-1]:
         raise UserError(
@@ -245,7 +259,7 @@ def _in_memory(source: ArraySource | DecodedSource, threads: int) -> ArraySource
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         batches = list(pool.map(source.test_batch, indices))
     read = np.concatenate([batch["mask"] for batch in batches]) == 1
-    if not read.any():
+    if len(source) and not read.any():
         raise BadImagesError("none of the images can be read.")
     images, labels = (np.concatenate([b[name] for b in batches]) for name in ("image", "label"))
     return ArraySource(images[read], labels[read])
@@ -324,10 +338,12 @@ def procedural_shapes(config: ml_collections.ConfigDict) -> Raw:
 def image_folder(config: ml_collections.ConfigDict) -> Raw:
     """A directory of JPEGs and PNGs by class: see resflax.data.folder."""
     options = config.folder
+    notes: list[str] = []
     train, test, names = folder.examples(
-        options.path, val_share=options.val_share, seed=options.seed
+        options.path, val_share=options.val_share, seed=options.seed, report=notes.append
     )
-    return Raw(folder.FolderSource.of(train), folder.FolderSource.of(test), names)
+    source = folder.FolderSource.of
+    return Raw(source(train), source(test), names, notes=tuple(notes))
 
 
 def saved_arrays(config: ml_collections.ConfigDict) -> Raw:

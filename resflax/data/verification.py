@@ -27,6 +27,8 @@ def verify(config: ml_collections.ConfigDict) -> int:
     """
     console = rich.console.Console(highlight=False)
     raw = sources.SOURCES[config.data.source](config.data)
+    for line in raw.notes:
+        console.print(line, markup=False, soft_wrap=True)
     total = len(raw.train) + len(raw.test)
     bad = BadImages(total)
     train, test = (
