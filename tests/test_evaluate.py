@@ -5,8 +5,9 @@ from PIL import Image
 from plain import config as plain_config
 
 from resflax import config as config_lib
-from resflax import evaluate, metrics
+from resflax import evaluate, metrics, train
 from resflax.data import augmentation, sources, transforms
+from resflax.errors import UserError
 from resflax.parallel import DataParallel
 
 
@@ -99,3 +100,41 @@ def test_a_workdir_without_a_run_gets_one_line(tmp_path, capsys):
     assert evaluate.main(["--workdir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error == f"error: {tmp_path} holds no run: config.json: No such file or directory.\n"
+
+
+def folder(root, colours):
+    """Pictures of each class in one colour, in train/ and val/."""
+    for split in ("train", "val"):
+        for name, colour in colours.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (16, 16), (colour, 10 * i, 90)).save(
+                    root / split / name / f"{i}.png"
+                )
+    return root
+
+
+@pytest.mark.long
+def test_data_that_moved_are_evaluated_and_trained_on_where_they_are(tmp_path, capsys):
+    old = folder(tmp_path / "old", {"cat": 0, "dog": 200})
+    fields = {"data.source": "folder", "train.batch_size": 8, "eval.batch_size": 16}
+    place = "data.folder.path"
+    run = tmp_path / "run"
+    result = train.train_and_evaluate(
+        plain_config(**fields, **{place: str(old), "train.epochs": 1.0}), run
+    )
+    new = old.rename(tmp_path / "new")
+    assert evaluate.main(["--workdir", str(run)]) == 2
+    assert f"{str(old)!r} is not a directory" in capsys.readouterr().err
+    found = evaluate.evaluate_run(run, data={"folder.path": str(new)})
+    assert found["loss"] == pytest.approx(result["eval/loss"], rel=1e-5)
+    assert evaluate.main(["--workdir", str(run), "--data", f"folder.path={new}/"]) == 0
+    # The run takes the new place, and keeps it.
+    longer = plain_config(**fields, **{place: f"{new}/", "train.epochs": 2.0, "data.threads": 1})
+    train.train_and_evaluate(longer, run)
+    assert evaluate.evaluate_run(run)["step"] == 4
+    other = folder(tmp_path / "other", {"ant": 0, "bee": 200})
+    with pytest.raises(UserError, match=r"had other data \(data label_names: \('cat', 'dog'\) -> "):
+        evaluate.evaluate_run(run, data={"folder.path": str(other)})
+    with pytest.raises(UserError, match="no field 'nothing'; it has source, "):
+        evaluate.evaluate_run(run, data={"nothing": 1})

@@ -31,7 +31,9 @@ ARROWS = {
     "validation": {"config", "data", "models", "parallel"},
     "workdir": {"config", "data"},
     "checkpoint": {"config", "data", "models", "processes", "train_state", "workdir"},
-    "evaluate": {"checkpoint", "data", "parallel", "runtime", "steps"},
+    "evaluate": {
+        "checkpoint", "command", "data", "parallel", "runtime", "steps", "validation", "workdir",
+    },
     "transfer": {"checkpoint", "config", "interop", "models", "train_state"},
     "console": {"models"},
     "writers": {"curves", "workdir"},
@@ -51,9 +53,12 @@ ARROWS = {
         "assembly", "checkpoint", "config", "console", "data", "failure", "lock", "optimizers",
         "parallel", "processes", "train", "validation", "workdir",
     },
-    "interop": {"models"},
+    "interop": {"command", "models"},
     "report": {"config", "curves", "data", "figures", "models", "workdir"},
-    "bench": {"checkpoint", "data", "interop", "models", "ops", "runtime", "steps", "train_state"},
+    "bench": {
+        "checkpoint", "command", "data", "interop", "models", "ops", "runtime", "steps",
+        "train_state",
+    },
     "command": set(),
     "main": {"command", "interruption", "processes", "progress", "replay", "runtime", "train"},
     # What is run of a package stands above it.
