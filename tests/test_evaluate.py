@@ -134,7 +134,9 @@ def test_data_that_moved_are_evaluated_and_trained_on_where_they_are(tmp_path, c
     train.train_and_evaluate(longer, run)
     assert evaluate.evaluate_run(run)["step"] == 4
     other = folder(tmp_path / "other", {"ant": 0, "bee": 200})
-    with pytest.raises(UserError, match=r"had other data \(data label_names: \('cat', 'dog'\) -> "):
+    with pytest.raises(
+        UserError, match=r"had other data \(data label_names\[0\]: 'cat' -> 'ant'\)"
+    ):
         evaluate.evaluate_run(run, data={"folder.path": str(other)})
     with pytest.raises(UserError, match="no field 'nothing'; it has source, "):
         evaluate.evaluate_run(run, data={"nothing": 1})
