@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from launch import resources
+from resflax import command
 from resflax.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--manifests",
-        type=pathlib.Path,
+        type=command.path,
         metavar="DIR",
         help="where the manifests are written; default: they are printed",
     )

@@ -7,7 +7,6 @@ Exit code 0: all runs are done; 1: some failed; 2: bad input; 130: stopped.
 
 import argparse
 import importlib
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -63,7 +62,7 @@ def _parser(choice: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE.py[:DATASET]", help="with get_config and sweep")
-    add("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="of all the runs")
+    add("--workdir", required=True, type=command.path, metavar="DIR", help="of all the runs")
     add(
         "--filter",
         action="append",

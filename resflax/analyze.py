@@ -4,7 +4,6 @@ python -m resflax.analyze signal --model cifar_resnet56 --set shortcut=none,A,B
 """
 
 import argparse
-import ast
 import collections
 import dataclasses
 import pathlib
@@ -91,7 +90,14 @@ def _parser() -> command.Parser:
         one = commands.add_parser(name, help=what.help, description=what.help)
         add = one.add_argument
         add("--model", action="append", default=[], metavar="NAME", help="untrained; repeat")
-        add("--workdir", action="append", default=[], metavar="DIR", help="of a run; repeat")
+        add(
+            "--workdir",
+            action="append",
+            default=[],
+            type=command.path,
+            metavar="DIR",
+            help="of a run; repeat",
+        )
         add(
             "--set",
             action="append",
@@ -111,7 +117,7 @@ def _parser() -> command.Parser:
         add("--images", type=arguments.count, metavar="N", help=f"of the test set; {what.images}")
         add("--size", type=int, metavar="PIXELS", help="of the untrained networks' images")
         add("--seed", type=int, default=0, help="of their parameters")
-        add("--out", type=pathlib.Path, metavar="DIR", help="for the files")
+        add("--out", type=command.path, metavar="DIR", help="for the files")
         what.add_arguments(one)
     return parser
 
@@ -119,8 +125,8 @@ def _parser() -> command.Parser:
 def _subjects(options: argparse.Namespace, images: int) -> list[subject.Subject]:
     if not options.model and not options.workdir:
         raise UserError("--model NAME or --workdir DIR is required.")
-    values = {name: _values(text) for name, text in map(_assignment, options.set)}
-    data = {field: _value(text) for field, text in map(_assignment, options.data)}
+    values = {name: _values(text) for name, text in map(command.assignment, options.set)}
+    data = command.values(options.data)
     subjects = []
     for name in options.model:
         subjects += subject.grid(
@@ -147,24 +153,9 @@ def _told_apart(subjects: list[subject.Subject]) -> list[subject.Subject]:
     return named
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals or not value:
-        raise UserError(f"{text!r} must be NAME=VALUE.")
-    return name, value
-
-
 def _values(text: str) -> list[Any]:
     """'relu,sigmoid' -> ['relu', 'sigmoid']."""
-    return [_value(v) for v in text.split(",")]
-
-
-def _value(text: str) -> Any:
-    """'16' -> 16, but 'A' -> 'A'."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
+    return [command.value(v) for v in text.split(",")]
 
 
 def _folder(options: argparse.Namespace) -> pathlib.Path:

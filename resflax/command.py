@@ -1,13 +1,14 @@
 """The flag --config of the command lines, and one line about what a user can get wrong."""
 
 import argparse
+import ast
 import pathlib
 import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import ml_collections
 from absl import flags
@@ -26,6 +27,43 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends with exit code 2."""
         fail(message)
+
+
+def path(text: str) -> pathlib.Path:
+    """A path on a command line: a shell leaves the ~ of --option=~/x as it is.
+
+    Raises:
+      argparse.ArgumentTypeError: if it begins with the ~ of nobody.
+    """
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is in no known home directory.") from None
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """'NAME=VALUE' in two.
+
+    Raises:
+      UserError: if it is no such text.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise UserError(f"{text!r} must be NAME=VALUE.")
+    return name, value
+
+
+def value(text: str) -> Any:
+    """'16' -> 16, but 'A' -> 'A'."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def values(texts: Sequence[str]) -> dict[str, Any]:
+    """['folder.path=x', 'image_size=16'] -> {'folder.path': 'x', 'image_size': 16}."""
+    return {name: value(text) for name, text in map(assignment, texts)}
 
 
 def config_name() -> str:

@@ -1,6 +1,6 @@
 """Exact evaluation of a data set, while training or of a run: every image counts once.
 
-python -m resflax.evaluate --workdir runs/... [--best | --step N]
+python -m resflax.evaluate --workdir runs/... [--best | --step N] [--data FIELD=V]
 """
 
 import argparse
@@ -9,13 +9,13 @@ import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax import lax
 
-from resflax import checkpoint, metrics, runtime, steps
+from resflax import checkpoint, metrics, runtime, steps, validation
 from resflax.data import augmentation, pipeline, sources, transforms
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
@@ -89,7 +89,11 @@ def ten_crop(apply_fn: Callable[..., Any], size: int) -> Callable[..., Any]:
 
 
 def evaluate_run(
-    workdir: str | pathlib.Path, step: int | None = None, *, best: bool = False
+    workdir: str | pathlib.Path,
+    step: int | None = None,
+    *,
+    best: bool = False,
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Evaluates the network of a run on its test images, on one device.
 
@@ -97,6 +101,8 @@ def evaluate_run(
       workdir: of the run.
       step: of the checkpoint; None: the latest.
       best: instead of the latest, the one with the best evaluation.
+      data: where the images are now, or other ones of the same classes, by fields of `config.data`,
+        such as {'folder.path': 'DIR'}; they are normalised as the run's.
 
     Returns:
       'step', and the metrics of `evaluator`.
@@ -104,12 +110,12 @@ def evaluate_run(
     Raises:
       UserError: if there is no such run, checkpoint or data, or the data have other classes.
     """
-    return _evaluate(checkpoint.restore_model(workdir, step, best=best))
+    return _evaluate(checkpoint.restore_model(workdir, step, best=best), data)
 
 
-def _evaluate(run: checkpoint.Run) -> dict[str, float]:
+def _evaluate(run: checkpoint.Run, data: Mapping[str, Any] | None) -> dict[str, float]:
     parallel = DataParallel.over("jit", jax.devices()[:1])
-    dataset = sources.load(run.config.data)
+    dataset = sources.load(validation.with_data(run.config, data).data)
     sources.require_like(dataset.description, run.dataset)
     # Normalised as the network was trained, also where the training images have changed since.
     same = dataclasses.replace(dataset.description, mean=run.dataset.mean, std=run.dataset.std)
@@ -120,15 +126,24 @@ def _evaluate(run: checkpoint.Run) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the metrics of a run; returns the exit code."""
+    from resflax import command  # whose flags a script that trains may define itself
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workdir", required=True, help="the run's directory")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FIELD=V",
+        help="of config.data, such as folder.path=DIR: where the images are now",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="of the checkpoint; default: the latest")
     which.add_argument("--best", action="store_true", help="the step with the best evaluation")
     arguments = parser.parse_args(argv)
     try:
         run = checkpoint.restore_model(arguments.workdir, arguments.step, best=arguments.best)
-        found = _evaluate(run)
+        found = _evaluate(run, command.values(arguments.data))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -142,6 +142,31 @@ def validate_data(config: ml_collections.ConfigDict) -> None:
     if not 0.0 <= data.shapes.difficulty <= 1.0:
         raise ConfigError(f"data.shapes.difficulty {data.shapes.difficulty}: from 0 to 1.")
     _finite(flatten(data, "data."))
+
+
+def with_data(
+    config: ml_collections.ConfigDict, changes: Mapping[str, Any] | None
+) -> ml_collections.ConfigDict:
+    """The config with other images: some fields of its data are changed, in place, and checked.
+
+    Args:
+      config: of a run.
+      changes: by fields of `config.data`, such as {'folder.path': 'DIR'}.
+
+    Raises:
+      UserError: if there is no such field, or it cannot have that value.
+    """
+    fields = flatten(config.data)
+    for field, value in (changes or {}).items():
+        if field not in fields:
+            raise UserError(f"config.data has no field {field!r}; it has {', '.join(fields)}.")
+        try:
+            config.data.update_from_flattened_dict({field: value})
+        except TypeError:
+            kind = type(fields[field]).__name__
+            raise UserError(f"config.data.{field} {value!r} must be of type {kind}.") from None
+    validate_data(config)
+    return config
 
 
 def _validate_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:

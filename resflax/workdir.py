@@ -1,6 +1,7 @@
 """A run's directory: whose it is, and its config and data set's description as JSON."""
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -155,7 +156,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def data_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two data sets, as lines 'data NAME: old -> new'.
+    """What differs between two data sets, as lines 'data NAME: old -> new'; of lists, the first.
 
     Args:
       old: fields of a Description, and other numbers; what only one of the two has does not count.
@@ -163,13 +164,20 @@ def data_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     """
     changes = []
     for name in old.keys() & new.keys():
-        a, b = (tuple(v) if isinstance(v, list) else v for v in (old[name], new[name]))
-        same = a == b
-        if name in ("mean", "std") and len(a) == len(b):
-            same = all(math.isclose(x, y, abs_tol=_TOLERANCE) for x, y in zip(a, b, strict=True))
-        if not same:
-            changes.append(f"data {name}: {a!r} -> {b!r}")
+        a, b = (list(v) if isinstance(v, list | tuple) else [v] for v in (old[name], new[name]))
+        pairs = itertools.zip_longest(a, b)
+        different = [(i, x, y) for i, (x, y) in enumerate(pairs) if not _same(name, x, y)]
+        if different:
+            i, x, y = different[0]
+            place = f"[{i}]" if len(a) > 1 or len(b) > 1 else ""
+            changes.append(f"data {name}{place}: {x!r} -> {y!r}")
     return sorted(changes)
+
+
+def _same(name: str, a: Any, b: Any) -> bool:
+    if name in ("mean", "std") and isinstance(a, int | float) and isinstance(b, int | float):
+        return math.isclose(a, b, abs_tol=_TOLERANCE)
+    return bool(a == b)
 
 
 def require_same_data(workdir: pathlib.Path, description: Description) -> None:

@@ -1,5 +1,6 @@
 """Tests of how a config file is loaded, and of the one line about what is wrong with it."""
 
+import pathlib
 import sys
 
 import pytest
@@ -162,3 +163,24 @@ def test_a_parser_says_in_one_line_what_is_wrong(capsys):
         (["--images", "few"], "error: argument --images: invalid int value: 'few'"),
     ):
         assert exit_line(capsys, parser.parse_args, arguments) == right
+
+
+def test_a_path_behind_an_equals_sign_has_its_home(capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = command.Parser(prog="program")
+    parser.add_argument("--output", type=command.path)
+    assert str(parser.parse_args(["--output=~/x"]).output) == "/home/me/x"
+    right = "error: argument --output: '~nobody_at_all/x' is in no known home directory."
+    assert exit_line(capsys, parser.parse_args, ["--output=~nobody_at_all/x"]) == right
+
+
+def test_every_path_option_knows_home():
+    root = pathlib.Path(command.__file__).parents[1]
+    options = [
+        (file.name, line.strip())
+        for folder in ("resflax", "launch")
+        for file in (root / folder).rglob("*.py")
+        for line in file.read_text().splitlines()
+        if "type=pathlib.Path" in line and file.name != "lowerings.py"
+    ]
+    assert options == []

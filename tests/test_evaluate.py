@@ -151,3 +151,41 @@ def test_a_run_is_evaluated_on_its_own_classes_with_its_own_statistics(tmp_path,
         (tmp_path / "images" / part / "red").rename(tmp_path / "images" / part / "a_red")
     assert evaluate.main(["--workdir", str(tmp_path / "run")]) == 2
     assert "their classes: number 0 is 'a_red' and 'blue'" in capsys.readouterr().err
+
+
+def folder(root, colours):
+    """Pictures of each class in one colour, in train/ and val/."""
+    for split in ("train", "val"):
+        for name, colour in colours.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (16, 16), (colour, 10 * i, 90)).save(
+                    root / split / name / f"{i}.png"
+                )
+    return root
+
+
+@pytest.mark.long
+def test_data_that_moved_are_evaluated_and_trained_on_where_they_are(tmp_path, capsys):
+    old = folder(tmp_path / "old", {"cat": 0, "dog": 200})
+    fields = {"data.source": "folder", "train.batch_size": 8, "eval.batch_size": 16}
+    place = "data.folder.path"
+    run = tmp_path / "run"
+    result = train.train_and_evaluate(
+        plain_config(**fields, **{place: str(old), "train.epochs": 1.0}), run
+    )
+    new = old.rename(tmp_path / "new")
+    assert evaluate.main(["--workdir", str(run)]) == 2
+    assert f"{str(old)!r} is not a directory" in capsys.readouterr().err
+    found = evaluate.evaluate_run(run, data={"folder.path": str(new)})
+    assert found["loss"] == pytest.approx(result["eval/loss"], rel=1e-5)
+    assert evaluate.main(["--workdir", str(run), "--data", f"folder.path={new}/"]) == 0
+    # The run takes the new place, and keeps it.
+    longer = plain_config(**fields, **{place: f"{new}/", "train.epochs": 2.0, "data.threads": 1})
+    train.train_and_evaluate(longer, run)
+    assert evaluate.evaluate_run(run)["step"] == 4
+    other = folder(tmp_path / "other", {"ant": 0, "bee": 200})
+    with pytest.raises(UserError, match="differ in their classes: number 0 is 'ant' and 'cat'"):
+        evaluate.evaluate_run(run, data={"folder.path": str(other)})
+    with pytest.raises(UserError, match="no field 'nothing'; it has source, "):
+        evaluate.evaluate_run(run, data={"nothing": 1})

@@ -34,7 +34,9 @@ ARROWS = {
     "validation": {"config", "data", "models", "parallel"},
     "workdir": {"config", "data", "disk"},
     "checkpoint": {"config", "data", "disk", "models", "processes", "train_state", "workdir"},
-    "evaluate": {"checkpoint", "data", "metrics", "parallel", "runtime", "steps"},
+    "evaluate": {
+        "checkpoint", "command", "data", "metrics", "parallel", "runtime", "steps", "validation",
+    },
     "transfer": {"checkpoint", "config", "data", "interop", "models", "train_state"},
     "console": {"models"},
     "writers": {"curves", "workdir"},
@@ -54,9 +56,12 @@ ARROWS = {
         "assembly", "checkpoint", "config", "console", "data", "failure", "lock", "optimizers",
         "parallel", "processes", "train", "validation", "workdir",
     },
-    "interop": {"models"},
+    "interop": {"command", "models"},
     "report": {"config", "curves", "data", "figures", "models", "workdir"},
-    "bench": {"checkpoint", "data", "interop", "models", "ops", "runtime", "steps", "train_state"},
+    "bench": {
+        "checkpoint", "command", "data", "interop", "models", "ops", "runtime", "steps",
+        "train_state",
+    },
     "command": set(),
     "main": {"command", "interruption", "processes", "progress", "replay", "runtime", "train"},
     # What is run of a package stands above it.

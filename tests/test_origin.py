@@ -135,7 +135,7 @@ def test_a_config_that_was_edited_by_hand_evaluates_nothing(run, field, value):
 
 def test_a_description_of_other_data_restores_nothing(run):
     edit(run / "dataset.json", lambda dataset: dataset["label_names"].reverse())
-    with pytest.raises(CheckpointError, match="data label_names: "):
+    with pytest.raises(CheckpointError, match=r"data label_names\[0\]: "):
         resflax.restore(run)
 
 

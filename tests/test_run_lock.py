@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+import warnings
 
 import forked
 import pytest
@@ -230,8 +231,8 @@ def test_prune_is_a_writer(tmp_path, capsys):
     assert checkpoint(["prune", str(tmp_path)]) == 1  # the damaged one
 
 
-def start(workdir, epochs):
-    command = (*FLAGS, f"--config.train.epochs={epochs}", "--workdir", workdir)
+def start(workdir, epochs, *flags):
+    command = (*FLAGS, f"--config.train.epochs={epochs}", *flags, "--workdir", workdir)
     return forked.Process("resflax.main", *command)
 
 
@@ -285,3 +286,33 @@ def test_a_run_waits_for_one_that_is_stopping_and_goes_on(tmp_path):
     end = second.finish()
     assert end.code == 0, end.errors
     assert "resumed after step" in end.output
+
+
+def read_beside(workdir, epochs, tries):
+    """Restores, evaluates and lists beside a run that keeps one state; returns the steps."""
+    process = start(workdir, epochs, "--config.checkpoint.keep=1")
+    steps = []
+    try:
+        process.wait_for(workdir / "checkpoints/2")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            while len(steps) < tries and not process.ended:
+                steps.append(resflax.restore(workdir, best=len(steps) % 3 == 2).step)
+                assert checkpoint(["list", str(workdir)]) == 0
+                assert checkpoint(["verify", str(workdir)]) == 0
+    finally:
+        process.send(signal.SIGTERM)
+        assert process.finish(300).code in (0, 143)
+    print(f"{len(steps)} readings, {len(set(steps))} steps")
+    return steps
+
+
+@pytest.mark.long
+def test_readers_beside_a_run_take_the_step_that_is_there(tmp_path):
+    steps = read_beside(tmp_path / "run", 1000, 5)
+    assert len(steps) == 5
+
+
+@pytest.mark.slow
+def test_eighty_readings_beside_a_run_that_keeps_one_state(tmp_path):
+    assert len(read_beside(tmp_path / "run", 3000, 80)) == 80

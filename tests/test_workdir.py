@@ -169,3 +169,21 @@ def test_a_config_is_read_with_the_fields_that_came_later(tmp_path):
     del fields["model"]["remat"], fields["checkpoint"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert workdir_lib.read_config(tmp_path) == small_config()
+
+
+def test_data_differ_by_their_first_difference():
+    data = {"label_names": ["cat", "dog"], "mean": (0.5, 0.25), "num_train": 64}
+    assert workdir_lib.data_difference(data, data | {"mean": [0.5, 0.2501], "std": 1}) == []
+    other = {"label_names": ("cat", "dog", "eel"), "mean": [0.5, "x"], "num_train": 65}
+    assert workdir_lib.data_difference(data, other) == [
+        "data label_names[2]: None -> 'eel'",
+        "data mean[1]: 0.25 -> 'x'",
+        "data num_train: 64 -> 65",
+    ]
+
+
+def test_a_directory_with_other_values_of_free_fields_is_resumed(tmp_path):
+    workdir_lib.open_run(tmp_path, small_config())
+    free = {"train.epochs": 9.0, "data.threads": 3, "log.every_steps": 7, "checkpoint.keep": 1}
+    workdir_lib.open_run(tmp_path, small_config(**free))
+    assert workdir_lib.read_config(tmp_path) == small_config()

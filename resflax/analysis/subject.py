@@ -10,14 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from resflax import checkpoint, validation
 from resflax import config as config_lib
 from resflax.analysis import taps
 from resflax.data import augmentation, sources
-from resflax.errors import UserError
 from resflax.models import count, create_model
 from resflax.models.zoo import image_size
 
@@ -127,7 +125,7 @@ def grid(
     config = config_lib.base()
     config.data.source, config.data.image_size = "shapes", size or image_size(name)
     config.data.shapes.num_train = config.data.shapes.num_test = images
-    dataset = _load(config, data)
+    dataset = sources.load(validation.with_data(config, data).data)
     batch = _evenly(dataset, images)
     return [
         _untrained(
@@ -183,8 +181,9 @@ def from_run(
       UserError: if there is no such run, checkpoint or data, or the network cannot take them.
     """
     run = checkpoint.restore_model(workdir, step, best=best)
-    dataset = _load(run.config, {**(data or {}), "test_crops": 1})
-    folder = pathlib.Path(workdir).resolve()
+    changes = {**(data or {}), "test_crops": 1}
+    dataset = sources.load(validation.with_data(run.config, changes).data)
+    folder = pathlib.Path(workdir).expanduser().resolve()
     sources.require_like(dataset.description, run.dataset, f" in {folder}")
     batch = _evenly(dataset, images)
     return Subject(
@@ -196,21 +195,6 @@ def from_run(
         dataclasses.replace(dataset.description, mean=run.dataset.mean, std=run.dataset.std),
         trained=True,
     )
-
-
-def _load(config: ml_collections.ConfigDict, changes: Mapping[str, Any] | None) -> sources.Dataset:
-    """The data of a config, some of its fields changed."""
-    fields = config_lib.flatten(config.data)
-    for field, value in (changes or {}).items():
-        if field not in fields:
-            raise UserError(f"config.data has no field {field!r}; it has {', '.join(fields)}.")
-        try:
-            config.data.update_from_flattened_dict({field: value})
-        except TypeError:
-            kind = type(fields[field]).__name__
-            raise UserError(f"config.data.{field} {value!r} must be of type {kind}.") from None
-    validation.validate_data(config)
-    return sources.load(config.data)
 
 
 def _evenly(dataset: sources.Dataset, images: int) -> dict[str, np.ndarray]:

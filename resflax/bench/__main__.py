@@ -6,7 +6,6 @@ import functools
 import gc
 import json
 import os
-import pathlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax import runtime
+from resflax import command, runtime
 from resflax.bench import ours, peers, report, roofline
 from resflax.bench.arguments import Parser
 from resflax.bench.capacity import largest_batch
@@ -98,7 +97,7 @@ def _parser() -> Parser:
     )
     add("--stock-process", action="store_true", help="without what resflax.runtime sets")
     add("--find-batch", action="store_true", help="search the largest batch that trains; no timing")
-    add("--json", type=pathlib.Path, metavar="FILE", help="write all that is measured")
+    add("--json", type=command.path, metavar="FILE", help="write all that is measured")
     add("--markdown", action="store_true", help="print a table for a README")
     return parser
 

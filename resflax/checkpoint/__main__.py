@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("prune", "delete all but the latest and the best; what is damaged stays"),
     ):
         task = tasks.add_parser(name, help=text, allow_abbrev=False)
-        task.add_argument("directories", nargs="+", type=pathlib.Path, metavar="DIR")
+        task.add_argument("directories", nargs="+", type=command.path, metavar="DIR")
         if name == "prune":
             task.add_argument("--keep", type=int, default=1, help="how many of the latest; 1")
     options = parser.parse_args(argv)
@@ -66,7 +66,10 @@ def _list(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> in
         table.add_column("saved")
         table.add_column("by")
         for step, manifest in manifests.items():
-            time = (store.directory(workdir) / str(step) / FILE).stat().st_mtime
+            try:
+                time = (store.directory(workdir) / str(step) / FILE).stat().st_mtime
+            except FileNotFoundError:  # a run at work has deleted it
+                continue
             versions, topology = (manifest.facts.get(k, {}) for k in ("versions", "topology"))
             table.add_row(
                 str(step),
@@ -93,7 +96,7 @@ def _said(metrics: Mapping[str, float]) -> str:
 
 def _verify(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> int:
     steps = [(workdir, step) for workdir in workdirs for step in store.steps(workdir)]
-    damaged = 0
+    damaged = steps_gone = 0
     for workdir, step in rich.progress.track(
         steps, "verifying", console=console, transient=True, disable=not console.is_terminal
     ):
@@ -101,13 +104,17 @@ def _verify(workdirs: Sequence[pathlib.Path], console: rich.console.Console) -> 
         try:
             manifest = store.verified(workdir, step)
         except DamageError as error:
+            if not checkpoint.exists():  # a run at work has deleted it
+                steps_gone += 1
+                continue
             damaged += 1
             state = error.kind.removeprefix("is ").upper()
             console.print(f"{checkpoint}: {state}: {error}", markup=False, soft_wrap=True)
         else:
             size = f"{len(manifest.files)} files, {manifest.num_bytes / 2**20:,.1f} MiB"
             console.print(f"{checkpoint}: good, {size}", markup=False, soft_wrap=True)
-    console.print(f"{len(steps) - damaged} of {len(steps)} checkpoints are good")
+    count = len(steps) - steps_gone
+    console.print(f"{count - damaged} of {count} checkpoints are good")
     return 1 if damaged else 0
 
 
@@ -136,6 +143,8 @@ def _manifests(workdir: pathlib.Path) -> tuple[dict[int, Manifest], list[str]]:
         try:
             manifests[step] = store.read(workdir, step)
         except DamageError as error:
+            if not (store.directory(workdir) / str(step)).exists():
+                continue  # a run at work has deleted it
             damaged.append(f"step {step} {error.kind}: {error}")
     return manifests, damaged
 

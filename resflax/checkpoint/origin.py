@@ -49,9 +49,12 @@ def require(manifest: Manifest, step: int, run: dict[str, Any] | None = None) ->
     facts, run = manifest.facts, run or {}
     changes = []
     if "config" in facts and "config" in run:
-        saved, wanted = (
-            config_lib.from_json(json.dumps(owner["config"])) for owner in (facts, run)
-        )
+        try:
+            saved, wanted = (
+                config_lib.from_json(json.dumps(owner["config"])) for owner in (facts, run)
+            )
+        except config_lib.ConfigError as error:  # of a later version
+            raise StrangerError(f"its config is {error}") from None
         changes = config_lib.difference(saved, wanted, but=config_lib.MAY_DIFFER)
     changes += workdir_lib.data_difference(facts.get("data", {}), run.get("data", {}))
     if changes:

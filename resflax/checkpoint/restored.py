@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 import warnings
 from typing import Any
 
@@ -19,6 +20,9 @@ from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.checkpoint.store import CheckpointError
 from resflax.data.preprocessing import Preprocessing
 from resflax.data.sources import Description
+
+# Seconds in which a reader follows a run that deletes the checkpoints it has come to.
+_PATIENCE = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +56,9 @@ def restore_model(
 ) -> Run:
     """Restores the network of a run, on the first device whatever it was trained on.
 
-    Every byte of it is verified before. Nothing in the directory is changed. A warning names the
-    first array that is not finite, if there is one.
+    Every byte of it is verified before. Nothing in the directory is changed. Where a run at work
+    deletes the step that is being read, the one after it is restored. A warning names the first
+    array that is not finite, if there is one.
 
     Args:
       workdir: of the run.
@@ -64,13 +69,27 @@ def restore_model(
       UserError: if the directory holds no run, or the run no such checkpoint, or a damaged one.
     """
     workdir = pathlib.Path(workdir).expanduser().resolve()
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        found = store.steps(workdir)
+        try:
+            return _restore(workdir, step, best)
+        except (OSError, ValueError):  # orbax and tensorstore raise either
+            # Did a run at work save a later step, and delete this one while it was read?
+            now = store.steps(workdir)
+            gone = now != found if step is None else step in found and step not in now
+            if not gone or time.monotonic() > deadline:
+                raise
+
+
+def _restore(workdir: pathlib.Path, step: int | None, best: bool) -> Run:
     config = workdir_lib.read_config(workdir)
     dataset = workdir_lib.read_description(workdir)
     model = config_lib.build_model(config, dataset.num_classes)
     item = "ema" if config.train.ema_decay else "variables"
     step, manifest = _choose(workdir, step, best, item, origin.of_run(config, dataset))
     if doubt := origin.doubt(manifest, workdir):
-        warnings.warn(doubt, stacklevel=2)
+        warnings.warn(doubt, stacklevel=3)
     what = f"the checkpoint of step {step} in {workdir}"
     images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
@@ -113,6 +132,6 @@ def _choose(
     remarks: list[str] = []
     for good in store.newest_first(workdir, remarks.append, item, run):
         for remark in remarks:
-            warnings.warn(f"{remark} Step {good[0]} is restored.", stacklevel=3)
+            warnings.warn(f"{remark} Step {good[0]} is restored.", stacklevel=4)
         return good
     raise CheckpointError(store.none_left(workdir, remarks))

@@ -183,6 +183,8 @@ def newest_first(
         try:
             yield step, verified(workdir, step, item, run)
         except DamageError as error:
+            if not (directory(workdir) / str(step)).exists():
+                continue  # deleted meanwhile, by a run at work
             report(f"the checkpoint of step {step} {error.kind}: {error}")
 
 

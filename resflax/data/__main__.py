@@ -21,11 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = parser.add_subparsers(dest="task", required=True)
     task = tasks.add_parser("prepare", help="make a data set ready to be trained on")
     task.add_argument("name", help="fashion_mnist, from its files, or a data set of TFDS")
-    task.add_argument("--from", dest="source", type=pathlib.Path, help="directory of IDX files")
-    task.add_argument("--data-dir", type=pathlib.Path, help="where TFDS keeps data sets")
+    task.add_argument("--from", dest="source", type=command.path, help="directory of IDX files")
+    task.add_argument("--data-dir", type=command.path, help="where TFDS keeps data sets")
     task = tasks.add_parser("verify", help="read every image of a config's data set")
     task = tasks.add_parser("show", help="draw augmented training images with their labels")
-    task.add_argument("--output", type=pathlib.Path, default=pathlib.Path("augmented.png"))
+    task.add_argument("--output", type=command.path, default=pathlib.Path("augmented.png"))
     options, rest = parser.parse_known_args(argv)
     try:
         if options.task == "prepare":

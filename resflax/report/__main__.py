@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__.partition(":")[0] + ".",
         allow_abbrev=False,
     )
-    parser.add_argument("directories", nargs="+", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("directories", nargs="+", type=command.path, metavar="DIR")
     for name in (*_FORMATS, "csv"):
-        parser.add_argument(f"--{name}", type=pathlib.Path, metavar="FILE", help="write the table")
-    parser.add_argument("--plots", type=pathlib.Path, metavar="DIR", help="write PNGs there")
+        parser.add_argument(f"--{name}", type=command.path, metavar="FILE", help="write the table")
+    parser.add_argument("--plots", type=command.path, metavar="DIR", help="write PNGs there")
     options = parser.parse_args(argv)
     # Only shapes are computed here, and the accelerators may be at work on the runs.
     jax.config.update("jax_platforms", "cpu")
