@@ -171,7 +171,7 @@ def train_and_evaluate(
 def _open(
     workdir: pathlib.Path, config: ml_collections.ConfigDict, description: sources.Description
 ) -> None:
-    workdir_lib.open_run(workdir, config)
+    workdir_lib.open_run(workdir, config, checkpoint.configs(workdir))
     workdir_lib.write_description(workdir, description)
 
 

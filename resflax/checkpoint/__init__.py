@@ -3,7 +3,7 @@
 from resflax.checkpoint.manifest import DamageError, facts
 from resflax.checkpoint.restored import Run, restore_model
 from resflax.checkpoint.saver import Checkpointer, SaveError, snapshot
-from resflax.checkpoint.store import CheckpointError
+from resflax.checkpoint.store import CheckpointError, configs
 
 __all__ = [
     "CheckpointError",
@@ -11,6 +11,7 @@ __all__ = [
     "DamageError",
     "Run",
     "SaveError",
+    "configs",
     "facts",
     "restore_model",
     "snapshot",

@@ -36,6 +36,8 @@ def examples(
     Raises:
       FolderError: if there are fewer than two classes, or a class has no images.
     """
+    if not str(folder):
+        raise FolderError("config.data.folder.path is empty: name the directory of the images.")
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
         raise FolderError(f"config.data.folder.path {str(folder)!r} is not a directory.")
