@@ -23,6 +23,9 @@ from test_checkpoint import at, create, parallel_of
 from resflax.checkpoint import Checkpointer, store
 
 
+CUTS = 10  # of each case
+
+
 def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
@@ -121,7 +124,7 @@ def resumed(workdir, flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_power_cut_leaves_a_good_state(tmp_path, keep, cuts=10):
+def test_a_power_cut_leaves_a_good_state(tmp_path, keep):
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("there is no mkfs.ext4")
     every = 10  # epochs of two steps
@@ -140,7 +143,7 @@ def test_a_power_cut_leaves_a_good_state(tmp_path, keep, cuts=10):
         workdir = live / "run"
         process = forked.Process("resflax.main", *flags, "--workdir", workdir)
         process.wait_for(workdir / "checkpoints" / str(4 * every))
-        for number in range(cuts):
+        for number in range(CUTS):
             time.sleep(rng.uniform(0.5, 4))
             assert not process.ended, process.finish()
             cut(process, image, tmp_path / f"cut{number}")
