@@ -18,6 +18,7 @@ import yaml
 
 from launch import resources
 from resflax import command
+from resflax import workdir as workdir_lib
 from resflax.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def submit(runs: Sequence["Run"], options: argparse.Namespace) -> int:
     Raises:
       KubernetesError: if the options do not fit one another, or the files cannot be written.
     """
-    left = [run for run in runs if not (run.workdir / "result.json").exists()]
+    left = [run for run in runs if workdir_lib.read_result(run.workdir) is None]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done", file=sys.stderr)
     if not left:
         return 0

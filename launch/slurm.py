@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launch import lock, resources
+from resflax import workdir as workdir_lib
 from resflax.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def submit(runs: Sequence["Run"], options: argparse.Namespace) -> int:
         waiting = queued(workdir)
         left = []
         for run in runs:
-            if (run.workdir / "result.json").exists():
+            if workdir_lib.read_result(run.workdir) is not None:
                 print(f"{run.name}: done")
             elif run.name in waiting:
                 print(f"{run.name}: {waiting[run.name].lower()}")

@@ -59,9 +59,9 @@ def read(run: Run) -> Status:
     if other:
         return Status(State.FAILED, error=other)
     epochs = float(run.resolve().train.epochs)
-    result = _result(run.workdir)
-    if result is not None:
-        return Status(State.DONE, epochs, epochs, result)
+    result = workdir_lib.read_result(run.workdir)
+    if result is not None and "eval/top1" in result:
+        return Status(State.DONE, epochs, epochs, result["eval/top1"])
     epoch, top1 = progress(run.workdir)
     error = _read(run.workdir / ERROR).strip()
     if error:
@@ -118,14 +118,6 @@ def _last(metrics: bytes, name: str) -> float | None:
     try:
         return float(json.loads(line)[name])
     except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _result(workdir: pathlib.Path) -> float | None:
-    """The accuracy of a finished run; None if it is not finished."""
-    try:
-        return float(json.loads((workdir / workdir_lib.RESULT).read_text())["eval/top1"])
-    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -105,7 +105,7 @@ def _train(
     )
     processes.on_first(lambda: workdir_lib.make(workdir))
     own = held.enter_context(lock.held(workdir, console.print, processes.on_first))
-    processes.on_first(lambda: workdir_lib.open_run(workdir, config))
+    processes.on_first(lambda: workdir_lib.open_run(workdir, config, checkpoint.configs(workdir)))
     _introduce(console, config, dataset, parallel, workdir)
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)

@@ -1,11 +1,12 @@
 """A run's directory: whose it is, and its config and data set's description as JSON."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -30,9 +31,6 @@ ERROR = "error.txt"  # of a launcher: the last line of a run that failed; gone w
 _TOLERANCE = 1e-3
 
 
-_ANEW = "take another --workdir to start anew"
-
-
 class WorkdirError(UserError):
     """The directory cannot be this run's; the message says why."""
 
@@ -51,35 +49,47 @@ def make(workdir: pathlib.Path) -> None:
         raise WorkdirError(f"workdir {workdir} cannot be made: {error.strerror}.") from None
 
 
-def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+def open_run(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, saved_by: Collection[str] = ()
+) -> None:
     """Makes the directory this config's run, new or to be resumed; overwrites nothing.
+
+    A config.json that is lost or cannot be read is written anew where nothing else of a run is
+    there, or where the checkpoints are of this config.
 
     Args:
       workdir: absolute.
       config: of the run, resolved.
+      saved_by: SHA-256 of the configs that the checkpoints there were saved with.
 
     Raises:
       WorkdirError: if it is a file, cannot be written, holds another config's run, or files of a
         run without its config.
     """
     make(workdir)
-    strangers = [n for n in (METRICS, CHECKPOINTS, DATASET) if (workdir / n).exists()]
-    # A power cut may leave it empty, before there was anything else of the run.
-    begun = (workdir / CONFIG).exists() and (strangers or not _is_blank(workdir / CONFIG))
-    if begun:
-        changes = config_lib.difference(read_config(workdir), config, config_lib.MAY_DIFFER)
-        if changes:
-            raise WorkdirError(
-                f"workdir {workdir} holds a run with another config ({'; '.join(changes)}); "
-                "take another --workdir, or the config that it was started with."
-            )
-        return
-    if strangers:
+    path, text = workdir / CONFIG, config_lib.to_json(config)
+    left = [n for n in (METRICS, CHECKPOINTS, DATASET) if (workdir / n).exists()]
+    # A power cut can take its bytes or its name, of a file that was not brought to the disk.
+    is_known = hashlib.sha256(text.encode()).hexdigest() in saved_by
+    if path.exists():
+        try:
+            changes = config_lib.difference(read_config(workdir), config, config_lib.MAY_DIFFER)
+        except WorkdirError:
+            if not is_known and (left or not _is_blank(path)):
+                raise
+        else:
+            if changes:
+                raise WorkdirError(
+                    f"workdir {workdir} holds a run with another config ({'; '.join(changes)}); "
+                    "take another --workdir, or the config that it was started with."
+                )
+            return
+    elif left and not is_known:
         raise WorkdirError(
-            f"workdir {workdir} has {', '.join(strangers)} but no {CONFIG}: it is not known whose "
+            f"workdir {workdir} has {', '.join(left)} but no {CONFIG}: it is not known whose "
             "run that is; take another --workdir."
         )
-    write_atomically(workdir / CONFIG, config_lib.to_json(config))
+    write_atomically(path, text)
 
 
 def renew_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -109,6 +119,15 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 def write_result(workdir: pathlib.Path, result: dict[str, float]) -> None:
     """Notes what came out: the mark of a finished run."""
     write_atomically(workdir / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def read_result(workdir: pathlib.Path) -> dict[str, float] | None:
+    """What came out of a run; None if it is not finished: there is no result, or half of one."""
+    try:
+        result = json.loads((workdir / RESULT).read_text(encoding="utf-8"))
+        return {name: float(value) for name, value in result.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def write_bad_files(workdir: pathlib.Path, lines: Iterable[str], process: int = 0) -> None:
@@ -145,7 +164,10 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     try:
         text = path.read_text(encoding="utf-8")
         if not text.strip("\0 \n"):
-            raise WorkdirError(f"{path} is empty: put back a copy of it, or {_ANEW}.")
+            raise WorkdirError(
+                f"{path} is empty. The command that started the run writes it anew where it has "
+                "checkpoints; else put back a copy, or take another --workdir."
+            )
         return config_lib.from_json(text)
     except OSError as error:
         raise WorkdirError(f"{workdir} holds no run: {CONFIG}: {error.strerror}.") from None
@@ -212,4 +234,6 @@ def read_description(workdir: pathlib.Path) -> Description:
         }
         return Description(**fields)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WorkdirError(f"{workdir / DATASET} cannot be read: {error}.") from None
+        raise WorkdirError(
+            f"{workdir / DATASET} cannot be read: {error}. The run's command writes it anew."
+        ) from None

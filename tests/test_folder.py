@@ -242,3 +242,8 @@ def test_a_file_that_is_gone_cannot_be_read(cats_and_dogs):
     source = folder.FolderSource.of([(cats_and_dogs / "cats" / "99.jpg", 0)])
     with pytest.raises(UnreadableImage, match="it cannot be opened: No such file"):
         source[0]
+
+
+def test_no_path_is_not_the_current_directory():
+    with pytest.raises(folder.FolderError, match=r"config\.data\.folder\.path is empty"):
+        folder.examples("", val_share=0.5, seed=0)

@@ -183,6 +183,44 @@ def test_a_loss_that_is_not_finite_is_a_failure(make, tmp_path):
     assert notes(tmp_path)["diverged"].startswith("failed: train/loss is nan at step 9, epoch 4.5")
 
 
+def test_a_step_whose_numbers_are_not_finite_is_a_failure_until_the_run_is_past_it(make, tmp_path):
+    path = make("diverged", epochs=3.0)
+    last = runs_lib.read(path).metrics[-1]["step"]
+    failure = {"step": last + 1, "loss": math.nan, "grad_norm": math.inf, "indices": []}
+    (path / workdir_lib.FAILURE).write_text(json.dumps(failure))
+    said = f"failed: step {last + 1} has loss nan and a gradient of norm inf."
+    assert notes(tmp_path) == {"diverged": said}
+    (path / workdir_lib.FAILURE).write_text(json.dumps(failure | {"step": last}))
+    assert notes(tmp_path)["diverged"].startswith("running or interrupted: step")
+    (path / workdir_lib.FAILURE).write_text("")
+    assert notes(tmp_path)["diverged"].startswith("running or interrupted: step")
+
+
+def test_a_line_that_is_none_is_left_out_and_named(make, tmp_path):
+    path = make("torn", epochs=3.0) / workdir_lib.METRICS
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], "\0\0\n", *lines[1:]]))
+    said = notes(tmp_path)["torn"]
+    assert said.startswith("running or interrupted: step")
+    assert "metrics.jsonl, line 2, is left out: " in said
+    assert len(runs_lib.read(path.parent).metrics) == len(lines)
+
+
+def test_a_table_goes_where_it_is_asked_for(make, tmp_path, capsys):
+    path = make("one", 0.5).parent
+    link = tmp_path / "null.csv"
+    link.symlink_to("/dev/null")
+    assert main([str(path), f"--csv={link}"]) == 0
+    assert link.is_char_device()
+    (tmp_path / "folder").mkdir()
+    for flag in ("csv", "html", "markdown"):
+        with pytest.raises(SystemExit) as end:
+            main([str(path), f"--{flag}={tmp_path}/folder"])
+        assert end.value.code == 2
+        assert f"{tmp_path}/folder cannot be written: Is a directory." in capsys.readouterr().err
+    assert {entry.name for entry in tmp_path.iterdir()} == {"runs", "null.csv", "folder"}
+
+
 DAMAGE = {
     "config.json": [
         '{"mod',

@@ -1,7 +1,9 @@
 """Tests of a run's directory: whose it becomes, and what its files keep."""
 
+import hashlib
 import json
 import os
+import re
 import resource
 
 import pytest
@@ -85,6 +87,44 @@ def test_a_config_that_is_none_is_refused_with_its_file(tmp_path):
     (tmp_path / "config.json").write_text('{"model": {"depht": 8}}')
     assert f"{tmp_path}/config.json: not a config" in open_error(tmp_path, small_config())
     assert (tmp_path / "config.json").read_text() == '{"model": {"depht": 8}}'
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 512])
+def test_an_empty_config_alone_is_written_anew(tmp_path, data):
+    (tmp_path / "config.json").write_bytes(data)
+    workdir_lib.open_run(tmp_path, small_config())
+    assert workdir_lib.read_config(tmp_path) == small_config()
+
+
+@pytest.mark.parametrize("data", [None, b"", b"\0" * 512, b'{"model": {"na', b"\xff\xfe"])
+def test_a_lost_config_is_written_anew_where_the_checkpoints_are_of_it(tmp_path, data):
+    if data is not None:
+        (tmp_path / "config.json").write_bytes(data)
+    (tmp_path / "checkpoints").mkdir()
+    text = config_lib.to_json(small_config())
+    for known in ((), {hashlib.sha256(b"of another one").hexdigest()}):
+        with pytest.raises(workdir_lib.WorkdirError, match=re.escape(f"{tmp_path}")) as error:
+            workdir_lib.open_run(tmp_path, small_config(), known)
+        assert "config.json" in str(error.value)
+        assert "\n" not in str(error.value)
+    workdir_lib.open_run(tmp_path, small_config(), {hashlib.sha256(text.encode()).hexdigest()})
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_a_config_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"seed": "\xff"}')
+    with pytest.raises(workdir_lib.WorkdirError) as error:
+        workdir_lib.read_config(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}/config.json: not a config of resflax: 'utf-8'")
+
+
+@pytest.mark.parametrize("data", [None, b"", b"\0" * 99, b'{"eval', b"[]", b"\xff", b'{"a": "x"}'])
+def test_a_result_that_is_not_whole_is_none(tmp_path, data):
+    if data is not None:
+        (tmp_path / "result.json").write_bytes(data)
+    assert workdir_lib.read_result(tmp_path) is None
+    workdir_lib.write_result(tmp_path, {"eval/top1": 0.5})
+    assert workdir_lib.read_result(tmp_path) == {"eval/top1": 0.5}
 
 
 def test_a_file_is_written_anew_and_nothing_stays_beside_it(tmp_path):

@@ -5,7 +5,7 @@ from resflax.checkpoint.manifest import DamageError, facts
 from resflax.checkpoint.origin import of_run
 from resflax.checkpoint.restored import Run, restore_model
 from resflax.checkpoint.saver import Checkpointer, SaveError, snapshot, spoilt
-from resflax.checkpoint.store import CheckpointError, quality
+from resflax.checkpoint.store import CheckpointError, configs, quality
 
 __all__ = [
     "CheckpointError",
@@ -13,6 +13,7 @@ __all__ = [
     "DamageError",
     "Run",
     "SaveError",
+    "configs",
     "facts",
     "not_finite",
     "of_run",

@@ -53,6 +53,15 @@ def quality(metrics: Mapping[str, float]) -> float:
     return metrics[BEST_METRIC] if finite else -1.0
 
 
+def configs(workdir: pathlib.Path) -> set[str]:
+    """SHA-256 of the configs that a run's checkpoints were saved with, but for damaged ones."""
+    found = set()
+    for step in steps(workdir):
+        with contextlib.suppress(DamageError):
+            found.add(Manifest.read(directory(workdir) / str(step)).facts.get("config_sha256", ""))
+    return found
+
+
 def best(metrics: Mapping[int, Mapping[str, float]]) -> int | None:
     """The step with the best evaluation, the latest of equals; None if none was finite.
 

@@ -66,6 +66,8 @@ def examples(
       FolderError: if there are fewer than two classes, a class has no images to train on, val/ has
         other classes or no images, or a directory cannot be read.
     """
+    if not str(folder):
+        raise FolderError("config.data.folder.path is empty: name the directory of the images.")
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
         raise FolderError(f"config.data.folder.path {str(folder)!r} is not a directory.")

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from resflax.data import augmentation, mixing, pipeline, sources
+from resflax.errors import UserError
 
 _ROWS, _COLUMNS = 6, 8
 
@@ -20,7 +21,7 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
       path: of the picture.
 
     Raises:
-      UserError: if there is no data set.
+      UserError: if there is no data set, or the picture cannot be written.
     """
     dataset = sources.load(config.data)
     count = min(_ROWS * _COLUMNS, len(dataset.train))
@@ -42,7 +43,11 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     mixer = mixing.mixer(**config.mix)
     images, targets = mixer(mixing_key, images, targets)
     pixels = np.clip(np.asarray(images) * description.std + description.mean, 0.0, 1.0)
-    _grid(pixels, np.asarray(targets), description.label_names).savefig(path, dpi=150)
+    figure = _grid(pixels, np.asarray(targets), description.label_names)
+    try:
+        figure.savefig(path, dpi=150, format="png")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror}.") from None
 
 
 def _grid(

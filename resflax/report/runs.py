@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import itertools
 import json
 import math
@@ -97,10 +98,12 @@ def read(path: pathlib.Path) -> Run:
             return None
 
     config = attempt(_config, workdir_lib.CONFIG)
-    metrics = attempt(_metrics, workdir_lib.METRICS) or ()
+    left_out: list[str] = []
+    metrics = attempt(functools.partial(_metrics, left_out), workdir_lib.METRICS) or ()
     result = attempt(_result, workdir_lib.RESULT)
     error = attempt(_error, workdir_lib.ERROR)
     damaged = bool(problems)
+    problems += left_out[:1]
     description = attempt(workdir_lib.read_description, workdir_lib.DATASET)
     run = Run(path, State.FINISHED, "", config, description, metrics)
     if config is None and not problems and not error:
@@ -118,6 +121,8 @@ def read(path: pathlib.Path) -> Run:
         return _with(run, State.FAILED, error, *problems)
     if config is None or damaged:
         return _with(run, State.DAMAGED, *problems)
+    if failure := _failure(path, metrics):
+        return _with(run, State.FAILED, failure, *problems)
     return _with(run, *_progress(config, metrics), *problems)
 
 
@@ -168,8 +173,23 @@ def _config(path: pathlib.Path) -> ml_collections.ConfigDict:
     return config
 
 
-def _metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    return curves.read_metrics(path / workdir_lib.METRICS)
+def _metrics(left_out: list[str], path: pathlib.Path) -> list[dict[str, float]]:
+    def report(text: str) -> None:
+        left_out.append(text.replace(f"{path}{os.sep}", ""))
+
+    return curves.read_metrics(path / workdir_lib.METRICS, report)
+
+
+def _failure(path: pathlib.Path, metrics: curves.Metrics) -> str:
+    """The step whose numbers were not finite, where the run came no further; else ''."""
+    try:
+        failure = json.loads((path / workdir_lib.FAILURE).read_text(encoding="utf-8"))
+        step, loss, norm = (failure[name] for name in ("step", "loss", "grad_norm"))
+        if metrics and metrics[-1]["step"] >= step:
+            return ""
+        return f"step {step:d} has loss {loss:g} and a gradient of norm {norm:g}."
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _error(path: pathlib.Path) -> str:
