@@ -33,7 +33,7 @@ def _interrupt(number: int, frame: types.FrameType | None) -> None:
     """Raises KeyboardInterrupt; within an import, whose code may swallow it, ends the process."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            print("stopped.", file=sys.stderr, flush=True)
+            os.write(2, b"stopped.\n")  # not by print, in whose midst the signal may have come
             os._exit(_CODE)
         frame = frame.f_back
     raise KeyboardInterrupt

@@ -3,13 +3,11 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
-import rich.console
 from jax.experimental import multihost_utils
 
 from resflax import entry
@@ -94,10 +92,11 @@ def _stop_at_once(exit_code: int) -> NoReturn:
     """
     if not entry.is_command():
         raise KeyboardInterrupt
-    rich.console.Console().show_cursor()  # a bar hides it
-    sys.stdout.flush()
-    print("stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
-    sys.stderr.flush()
+    # Not by print, in whose midst the signal may have come.
+    if os.isatty(1):
+        os.write(1, b"\x1b[?25h\n")  # the cursor, which a bar hides
+    with contextlib.suppress(OSError):
+        os.write(2, b"stopped at once; the same command goes on from the last checkpoint.\n")
     os._exit(exit_code)
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 COMMANDS = (
-    ("resflax.main", "--config", "tests/plain.py"),
+    ("resflax.main", "--config", "tests/plain.py", "--workdir", "/dev/null/none"),
     ("resflax.evaluate", "--workdir", "none"),
     ("resflax.analyze", "signal", "--model", "cifar_resnet20"),
     ("resflax.report", "none"),
@@ -34,10 +34,10 @@ def interrupted(command, seconds, module="-m"):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background, it may be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    lines = []
     for line in process.stderr:
-        lines.append(line)
         if line.rpartition("|")[2].strip() == "resflax.entry":
             break
     time.sleep(seconds)
