@@ -19,8 +19,7 @@ from jax import lax
 from resflax import checkpoint
 from resflax import config as config_lib
 from resflax.errors import UserError
-from resflax.interop.keras import from_keras
-from resflax.interop.torch import from_torch
+from resflax.interop import keras, torch
 from resflax.models import layers, repeat
 from resflax.train_state import TrainState
 
@@ -84,8 +83,8 @@ def freeze(apply_fn: Callable[..., Any], pattern: str) -> Callable[..., Any]:
 def start(state: TrainState, config: ml_collections.ConfigDict, num_classes: int) -> TrainState:
     """A fresh state with the weights of `config.init_from`.
 
-    A classifier for another number of classes keeps its initial values; so do auxiliary ones that
-    the weights lack.
+    A classifier that the weights lack, or have for another number of classes, keeps its initial
+    values; so do auxiliary ones.
 
     Args:
       state: one copy, before its first step.
@@ -116,8 +115,9 @@ def _load(config: ml_collections.ConfigDict) -> tuple[nn.Module, PyTree]:
     if path.is_dir():
         run = checkpoint.restore_model(path)
         return run.model, run.variables
-    read = from_keras if path.suffix == ".h5" else from_torch
-    return read(config.model.name, path, **config_lib.model_overrides(config))
+    read = keras.read if path.suffix.lower() in keras.SUFFIXES else torch.read
+    model, variables, _ = read(config.model.name, path, **config_lib.model_overrides(config))
+    return model, variables
 
 
 def _check_same(source: nn.Module, target: nn.Module, origin: str) -> None:
