@@ -3,10 +3,10 @@
 python -m resflax.main --config configs/finetune.py --config.data.folder.path=FOLDER
     --config.init_from=WEIGHTS [--config.model.name=resnet50] [--config.train.trainable=head]
 
-WEIGHTS is a .safetensors file of torchvision or timm for that network, an .h5 file of Keras, or
-the directory of a run; the classifier is new. `trainable` is a regular expression: 'head' trains
-the classifier alone, 'stage5|head' the last stage too, '.*' everything; what is not trained keeps
-its parameters and its batch statistics.
+WEIGHTS is a .safetensors file of torchvision or timm for that network, an .h5 or .hdf5 file of
+Keras, or the directory of a run; the classifier is new. `trainable` is a regular expression: 'head'
+trains the classifier alone, 'stage5|head' the last stage too, '.*' everything; what is not trained
+keeps its parameters and its batch statistics.
 """
 
 import itertools

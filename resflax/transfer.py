@@ -20,8 +20,7 @@ from resflax import checkpoint
 from resflax import config as config_lib
 from resflax.data import sources
 from resflax.errors import UserError
-from resflax.interop.keras import from_keras
-from resflax.interop.torch import from_torch
+from resflax.interop import keras, torch
 from resflax.models import layers, repeat
 from resflax.models.interception import intercepted
 from resflax.train_state import TrainState
@@ -108,8 +107,8 @@ def start(
 ) -> TrainState:
     """A fresh state with the weights of `config.init_from`.
 
-    A classifier for other classes, by their number or their names, keeps its initial values; so do
-    auxiliary ones that the weights lack.
+    A classifier that the weights lack, or have for other classes by their number or names, keeps
+    its initial values; so do auxiliary ones.
 
     Args:
       state: one copy, before its first step.
@@ -169,8 +168,8 @@ def _load(config: ml_collections.ConfigDict) -> _Weights:
         run = checkpoint.restore_model(path)
         origin = f"step {run.step} of {path}"
         return _Weights(run.model, run.variables, origin, run.dataset.label_names)
-    read = from_keras if path.suffix == ".h5" else from_torch
-    model, variables = read(config.model.name, path, **config_lib.model_overrides(config))
+    read = keras.read if path.suffix.lower() in keras.SUFFIXES else torch.read
+    model, variables, _ = read(config.model.name, path, **config_lib.model_overrides(config))
     return _Weights(model, variables, str(path))
 
 

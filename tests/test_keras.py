@@ -4,14 +4,20 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import jax
 import numpy as np
+import optax
+import plain
 import pytest
 
 import resflax
+from resflax import config as config_lib
+from resflax import transfer
 from resflax.interop import keras as interop
 from resflax.interop import keras_parity
+from resflax.train_state import create_train_state
 
 h5py = pytest.importorskip("h5py")
 
@@ -188,6 +194,40 @@ def test_the_top_is_made_anew_on_demand(tmp_path):
     assert variables["params"]["head"]["bias"].shape == (7,)
 
 
+@pytest.mark.long
+def test_a_file_without_a_top_starts_a_training(tmp_path):
+    layers = small()
+    del layers["predictions"]
+    write_legacy(tmp_path / "notop.hdf5", layers)
+    changes = {"name": "densenet121", "bn_epsilon": 1.001e-5}
+    for field in ("depth", "num_filters", "cardinality", "base_width", "se_reduction"):
+        changes[field] = None
+    config = plain.config(**{f"model.{k}": v for k, v in changes.items()})
+    config.init_from = str(tmp_path / "notop.hdf5")
+    model = config_lib.build_model(config, 3)
+    state = jax.eval_shape(
+        lambda: create_train_state(model, optax.sgd(0.1), (64, 64, 3), 0, ema=False)
+    )
+    # Without an initialisation, which takes many times as long.
+    params, stats = jax.tree.map(
+        lambda x: jax.device_put(np.ones(x.shape, x.dtype)), (state.params, state.batch_stats)
+    )
+    state = state.replace(params=params, batch_stats=stats)
+    started = transfer.start(state, config, 3)
+    values = {
+        part: np.unique(jax.tree.leaves(tree)[0]).tolist() for part, tree in started.params.items()
+    }
+    assert values.pop("head") == [1]
+    assert all(value == [0] for value in values.values())
+
+
+def test_without_h5py_a_line_says_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "model.h5").write_bytes(b"never read")
+    monkeypatch.setitem(sys.modules, "h5py", None)  # as if it were not installed
+    with pytest.raises(resflax.UserError, match=r"model.h5 is read by h5py: pip install 'resflax"):
+        interop.from_keras("densenet121", tmp_path / "model.h5")
+
+
 def test_the_number_of_classes_is_the_files(tmp_path):
     head = [("kernel", np.ones((1024, 3), np.float32)), ("bias", np.ones(3, np.float32))]
     write_legacy(tmp_path / "three.h5", small(predictions=head))
@@ -227,6 +267,10 @@ def test_files_that_are_not_keras(tmp_path):
     path.write_bytes(b"PK\x03\x04, a zip archive")
     with pytest.raises(ValueError, match=r"weights.h5 is not an HDF5 file\.$"):
         interop.from_keras("resnet50", path)
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("model.weights.h5", b"")
+    with pytest.raises(ValueError, match=r"is not an HDF5 file; unpack the model.weights.h5 in it"):
+        interop.from_keras("resnet50", tmp_path / "model.keras")
     with h5py.File(path, "w") as file:
         file["weights"] = np.zeros(3)
     with pytest.raises(ValueError, match="not of Keras"):

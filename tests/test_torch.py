@@ -1,10 +1,14 @@
 """Weights of torchvision's and timm's networks: equal logits, losses, statistics; refusals."""
 
+import argparse
+import contextlib
 import csv
 import functools
 import importlib.util
 import pathlib
 import pickle
+import re
+import shlex
 import subprocess
 import sys
 
@@ -22,7 +26,7 @@ if importlib.util.find_spec("torch") is None:
 import safetensors.torch
 import torch
 
-from resflax.interop import parity, peers
+from resflax.interop import parity, peers, state_dict
 
 models = peers.load("torchvision").models
 timm = peers.load("timm")
@@ -434,8 +438,127 @@ def test_refuses_weights_of_another_network(state):
 
 
 def test_refuses_a_mapping_of_other_things(state):
-    with pytest.raises(ValueError, match="'state_dict' is a dict, not an array"):
-        read({"state_dict": state, "epoch": 3})
+    with pytest.raises(ValueError, match="'weights' is a dict, not an array"):
+        read({"weights": state, "epoch": 3})
+
+
+def wrappings(state):
+    """What training saves around a state_dict."""
+    other = {key: torch.zeros_like(value) for key, value in state.items()}
+    module = {f"module.{key}": value for key, value in state.items()}
+    return {
+        "DistributedDataParallel": module,
+        "torch.compile inside of it": {f"module._orig_mod.{k}": v for k, v in state.items()},
+        "timm": {
+            "epoch": 3,
+            "arch": "resnet18",
+            "args": argparse.Namespace(lr=0.1),
+            "state_dict": module,
+            "optimizer": {"state": {0: {"step": 1}}, "param_groups": [{"params": [0]}]},
+        },
+        "torchvision": {"model": state, "model_ema": None, "epoch": 3, "args": {}},
+        "Lightning": {"state_dict": {f"model.{k}": v for k, v in state.items()}, "epoch": 3},
+        "timm with an average": {"state_dict": other, "state_dict_ema": state},
+        "torchvision with an average": {
+            "model": other,
+            "model_ema": {"n_averaged": torch.tensor(5), **module},
+        },
+        "names": {f"state_dict.{key}": value for key, value in state.items()},
+        "names of an average": {
+            **{f"model.{key}": value for key, value in other.items()},
+            **{f"model_ema.{key}": value for key, value in state.items()},
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", list(wrappings({})))
+def test_weights_are_taken_out_of_what_training_saves(state, kind, tmp_path):
+    torch.save(wrappings(state)[kind], tmp_path / "model.pth.tar")
+    averaged = pytest.warns(UserWarning, match=r"are there as '(\w+_ema)' and as .*: '\1' is read")
+    with averaged if "average" in kind else contextlib.nullcontext():
+        found = state_dict.arrays(tmp_path / "model.pth.tar", allow_pickle=True)
+    assert found.keys() == state.keys()
+    assert all(np.array_equal(found[key], value) for key, value in state.items())
+
+
+def test_words_that_are_not_before_all_names_stay(state):
+    state["module.other"] = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"1 unexpected: module.other \[2\]"):
+        read(state)
+
+
+HEADLESS = {
+    "timm": (lambda: shallow_timm("resnet18"), "resnet18", {"depth": 10}, ("fc",)),
+    "legacy": (
+        lambda: shallow_timm("legacy_seresnet18"),
+        "se_resnet18",
+        {"depth": 10},
+        ("last_linear",),
+    ),
+    "v2": (lambda: shallow_timm("resnetv2_50"), "preact_resnet50", {"depth": 14}, ("head.fc",)),
+    "densenet": (
+        lambda: timm.create_model("densenet121", num_classes=5),
+        "densenet121",
+        {},
+        ("classifier",),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [slow_if(kind != "timm", kind) for kind in HEADLESS])
+def test_weights_without_a_classifier_get_a_new_one_on_demand(kind):
+    build, name, overrides, (head,) = HEADLESS[kind]
+    network = build()
+    whole = network.state_dict()
+    network.reset_classifier(0)  # as num_classes=0
+    backbone = network.state_dict()
+    assert whole.keys() - backbone.keys() == {f"{head}.weight", f"{head}.bias"}
+    with pytest.raises(ValueError, match=r"the mapping has no classifier .* with num_classes,"):
+        resflax.from_torch(name, backbone, **overrides)
+    model, variables = resflax.from_torch(name, backbone, 3, **overrides)
+    assert model.num_classes == 3
+    _, expected = resflax.from_torch(name, whole, **overrides)
+    new, old = variables["params"].pop("head"), expected["params"].pop("head")
+    assert equal(variables, expected)
+    assert new["kernel"].shape == (old["kernel"].shape[0], 3)
+    assert 0 < np.abs(new["kernel"]).max() <= old["kernel"].shape[0] ** -0.5
+    # What else is wrong is not hidden by it.
+    del backbone[next(key for key in backbone if key.endswith("running_var"))]
+    with pytest.raises(ValueError, match=rf"3 missing: .*{head}.bias"):
+        resflax.from_torch(name, backbone, **overrides)
+
+
+def without(package, code):
+    """The errors of a process in which a package is not installed."""
+    code = f"import sys; sys.modules[{package!r}] = None; import resflax; {code}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return run.stderr.splitlines()[-1]
+
+
+@pytest.mark.long
+def test_without_torch_a_line_says_how_to_get_it(state, tmp_path):
+    torch.save(state, tmp_path / "model.pth")
+    read = f"resflax.from_torch('resnet18', {str(tmp_path / 'model.pth')!r}, allow_pickle=True)"
+    assert without("torch", read).endswith("is read by torch: pip install 'resflax[torch]'.")
+    write = "resflax.to_torch(resflax.create_model('resnet18'), {})"
+    assert without("torch", write) == (
+        "resflax.errors.UserError: to_torch gives tensors of torch, which is not installed: "
+        "pip install 'resflax[torch]'."
+    )
+
+
+@pytest.mark.long
+def test_the_command_that_a_refusal_names_converts_the_file(state, tmp_path):
+    path = tmp_path / "it's a model.pth.tar"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path)
+    with pytest.raises(ValueError, match="is a pickle") as error:
+        read(path)
+    command = re.search(r": (python -c .*) \(or pass", str(error.value))[1]
+    program, *arguments = shlex.split(command)
+    assert program == "python"
+    subprocess.run([sys.executable, *arguments], check=True)
+    _, variables = read(tmp_path / "it's a model.pth.safetensors")
+    assert equal(variables, converted("timm se")[2])
 
 
 def test_refuses_files(state, tmp_path):
@@ -452,6 +575,10 @@ def test_refuses_files(state, tmp_path):
     (tmp_path / "cut.pth").write_bytes((tmp_path / "model.pth").read_bytes()[:-1000])
     with pytest.raises(ValueError, match="no whole file of weights"):
         read(tmp_path / "cut.pth", allow_pickle=True)
+
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="holds a Tensor, not a mapping"):
+        read(tmp_path / "tensor.pth", allow_pickle=True)
 
     with pytest.raises(ValueError, match="must be a file"):
         read(tmp_path / "model.h5")

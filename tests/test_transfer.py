@@ -190,6 +190,44 @@ def test_weights_that_do_not_fit_are_told_why(folder, pretrained, tmp_path, over
     assert not (tmp_path / "run/checkpoints/1").exists()
 
 
+def imagenet_config(weights, **overrides):
+    unset = ("depth", "num_filters", "cardinality", "base_width", "se_reduction")
+    changes = {f"model.{field}": None for field in unset} | {"model.name": "resnet18", **overrides}
+    return plain_config(init_from=str(weights), **changes)
+
+
+def test_a_classifier_that_the_weights_lack_is_the_fresh_one(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    pytest.importorskip("torch")
+    config = imagenet_config(
+        tmp_path / "w.safetensors", **{"model.num_filters": 8, "model.any_size": True}
+    )
+    model = config_lib.build_model(config, 10)
+    given = model.init(jax.random.key(3), jnp.ones((1, 32, 32, 3)), train=False)
+    arrays = {k: v.numpy() for k, v in resflax.to_torch(model, given, "timm").items()}
+    for wrapped, left_out in (("", "fc."), ("module.", "fc."), ("", "fc.bias"), ("", "bn1.bias")):
+        kept = {wrapped + k: v for k, v in arrays.items() if not k.startswith(left_out)}
+        safetensors.save_file(kept, tmp_path / "w.safetensors")
+        state = assembly.create_state(
+            config, model, _Described(), lambda step: 0.1, DataParallel.over("jit")
+        )
+        if left_out != "fc.":
+            with pytest.raises(ValueError, match=f"1 missing: {left_out}"):
+                transfer.start(state, config, 10)
+            continue
+        started = transfer.start(state, config, 10).eval_variables
+        assert changed(given, started) == {"params": {"head"}, "batch_stats": set()}
+        jax.tree.map(np.testing.assert_array_equal, started["params"]["head"], state.params["head"])
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.pth.tar", "model.ckpt"])
+def test_a_pickle_is_told_how_to_convert_it(name, tmp_path):
+    (tmp_path / name).write_bytes(b"never read")
+    config = imagenet_config(tmp_path / name)
+    with pytest.raises(resflax.UserError, match=r"is a pickle.*python -c 'from safetensors"):
+        transfer.start(None, config, 10)
+
+
 def test_weights_of_torchvision_start_a_run(folder, tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     pytest.importorskip("torch")

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import re
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,10 @@ import numpy as np
 from resflax.errors import UserError
 from resflax.interop import weights
 from resflax.interop.weights import Entry, Path, Variables
-from resflax.models import layers, repeat, zoo
+from resflax.models import repeat, zoo
+
+# Of its files; the last is an archive that has an HDF5 file in it.
+SUFFIXES = (".h5", ".hdf5", ".keras")
 
 # The arrays of the layers of a file, by the layers' names.
 Arrays = dict[str, list[np.ndarray]]
@@ -224,28 +228,32 @@ def from_keras(
         its weights do not fit the network.
       OSError: if there is no such file.
     """
+    model, variables, head = read(name, path, num_classes, **overrides)
+    return model, weights.with_head(variables, head, num_classes, path)
+
+
+def read(
+    name: str, path: str | os.PathLike[str], num_classes: int | None = None, **overrides: Any
+) -> tuple[nn.Module, Variables, Variables]:
+    """As `from_keras`, but a classifier that the file lacks is not made.
+
+    Returns:
+      The network, its variables, and the shapes of the classifier's parameters.
+    """
     if name not in LAYOUTS:
         raise UserError(f"Keras has no network {name!r} that is read; {', '.join(LAYOUTS)} are.")
     layout = LAYOUTS[name]
     file = _open(path)
     classes = {array.shape[-1] for array, *_ in file.layers.values() if array.ndim == 2}
-    if not classes and num_classes is None:
-        raise UserError(
-            f"{os.fspath(path)} has no classifier (include_top=False); with num_classes, a new one "
-            "is made."
-        )
-    if num_classes is None:
+    if num_classes is None and classes:
         num_classes = max(classes)
     model = zoo.create_model(name, num_classes, **{**layout.overrides, **overrides})
     # Layouts know blocks by their names, so loops are packed afterwards.
     loops = getattr(model, "loops", ())
     template = _template(model.clone(packed=False) if loops else model, zoo.image_size(name))
-    fresh = None if classes else template["params"].pop("head")
     entries = _entries(layout, model, template, file)
     variables = weights.read(entries, _arrays(file), template)
-    if fresh:
-        variables["params"]["head"] = _new_head(fresh)
-    return model, repeat.pack(variables, loops)
+    return model, repeat.pack(variables, loops), template["params"]["head"]
 
 
 def _template(model: nn.Module, image_size: int) -> Variables:
@@ -254,14 +262,6 @@ def _template(model: nn.Module, image_size: int) -> Variables:
     init = functools.partial(model.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), images)
     return {collection: shapes[collection] for collection in ("params", "batch_stats")}
-
-
-def _new_head(template: Variables) -> Variables:
-    kernel, bias = template["kernel"], template["bias"]
-    return {
-        "kernel": layers.torch_uniform(jax.random.key(0), kernel.shape, kernel.dtype),
-        "bias": jnp.zeros(bias.shape, bias.dtype),
-    }
 
 
 def _entries(layout: Layout, model: Any, template: Variables, file: File) -> list[Entry]:
@@ -327,11 +327,15 @@ def _open(path: str | os.PathLike[str]) -> File:
       UserError: if it is not HDF5, or not of Keras.
       OSError: if there is no such file.
     """
-    import h5py  # of an extra: nothing else needs it
-
     os.stat(path)
+    try:
+        import h5py
+    except ImportError as error:  # of an extra: nothing else needs it
+        where = os.fspath(path)
+        raise UserError(f"{where} is read by h5py: pip install 'resflax[keras]'.") from error
     if not h5py.is_hdf5(path):
-        raise UserError(f"{os.fspath(path)} is not an HDF5 file.")
+        archive = "; unpack the model.weights.h5 in it" if zipfile.is_zipfile(path) else ""
+        raise UserError(f"{os.fspath(path)} is not an HDF5 file{archive}.")
     with h5py.File(path, "r") as file:
         legacy = file.get("model_weights", file)
         if names := _attribute(legacy, "layer_names"):

@@ -2,18 +2,15 @@
 
 import functools
 import os
-import pathlib
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from resflax.errors import UserError
-from resflax.interop import alexnet, densenet, inception, resnet, vgg, weights
+from resflax.interop import alexnet, densenet, inception, resnet, state_dict, vgg, weights
 from resflax.interop.layout import Family, Layout
 from resflax.interop.weights import Variables
 from resflax.models import create_model
@@ -39,8 +36,6 @@ FAMILIES: dict[type[nn.Module], Family] = {
 
 # Batch norm's count of training steps, which nothing reads while its momentum is a number.
 _COUNTER = "num_batches_tracked"
-
-_PICKLES = (".pth", ".pt", ".bin")
 
 
 def from_torch(
@@ -68,9 +63,12 @@ def from_torch(
 
     Args:
       name: one of `resflax.list_models()`: "resnet50", "preact_resnet50" (timm's resnetv2_50).
-      path_or_state_dict: a .safetensors file; a .pth, .pt or .bin file, if `allow_pickle`; or
-        arrays of PyTorch or NumPy by name, which are copied.
-      num_classes: units of the classifier; None: as many as in the weights.
+      path_or_state_dict: a .safetensors file; a .pth, .pt, .bin, .ckpt or .tar file, if
+        `allow_pickle`; or arrays of PyTorch or NumPy by name, which are copied. Of a checkpoint of
+        training the weights are taken: see `resflax.interop.state_dict.arrays`.
+      num_classes: units of the classifier; None: as many as in the weights. Weights without a
+        classifier (of self-supervised training, or timm's num_classes=0) need it, and get one as
+        at the start of a training, always the same.
       allow_pickle: whether files in Python's pickle format are read: by torch 2.6 or later, with
         `weights_only`. Nothing else makes them safe.
       **overrides: arguments of the network, as for `resflax.create_model`: `depth=26`, `dtype=...`.
@@ -82,8 +80,27 @@ def from_torch(
       UserError: if the file cannot be read or is a pickle that is not allowed, the layout is not
         known, or the arrays are not those of the network: missing, too many or of other shapes.
     """
+    model, variables, head = read(
+        name, path_or_state_dict, num_classes, allow_pickle=allow_pickle, **overrides
+    )
+    return model, weights.with_head(variables, head, num_classes, path_or_state_dict)
+
+
+def read(
+    name: str,
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any],
+    num_classes: int | None = None,
+    *,
+    allow_pickle: bool = False,
+    **overrides: Any,
+) -> tuple[nn.Module, Variables, Variables]:
+    """As `from_torch`, but a classifier that the weights lack is not made.
+
+    Returns:
+      The network, its variables, and the shapes of the classifier's parameters.
+    """
     probe = create_model(name, num_classes, **overrides)
-    arrays = _arrays(path_or_state_dict, allow_pickle)
+    arrays = state_dict.arrays(path_or_state_dict, allow_pickle=allow_pickle)
     layout = _recognised(name, probe, arrays)
     arrays = {k: v for k, v in layout.current(arrays).items() if not k.endswith(_COUNTER)}
     shapes = {key: array.shape for key, array in arrays.items()}
@@ -94,7 +111,8 @@ def from_torch(
     stems = (layout.kernel_key(model, stem) for stem in _family(model).stems)
     channels = next((shapes[key][1] for key in stems if key in shapes), 3)
     template = _template(model, channels)
-    return model, weights.read(layout.entries(model, template), arrays, template)
+    variables = weights.read(layout.entries(model, template), arrays, template)
+    return model, variables, template["params"]["head"]
 
 
 def to_torch(model: nn.Module, variables: Variables, library: str | None = None) -> dict[str, Any]:
@@ -111,10 +129,14 @@ def to_torch(model: nn.Module, variables: Variables, library: str | None = None)
 
     Raises:
       UserError: if no network of the library computes the same, or the variables are not the
-        network's.
+        network's, or torch is not installed.
     """
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            "to_torch gives tensors of torch, which is not installed: pip install 'resflax[torch]'."
+        ) from error
     family = _family(model)
     template = _template(model, _channels(family, variables))
     weights.check_shapes("the variables", _shapes(template), _shapes(variables))
@@ -185,59 +207,3 @@ def _channels(family: Family, variables: Variables) -> int:
 
 def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
     return {"/".join(path): leaf.shape for path, leaf in weights.flatten(variables).items()}
-
-
-def _arrays(source: Any, allow_pickle: bool) -> dict[str, np.ndarray]:
-    """The arrays of a file or a mapping by their names."""
-    if not isinstance(source, Mapping):
-        path = pathlib.Path(source)
-        if path.suffix == ".safetensors":
-            source = _safetensors(path)
-        elif path.suffix in _PICKLES:
-            source = _pickle(path, allow_pickle)
-        else:
-            raise UserError(f"{path} must be a file .safetensors, {', '.join(_PICKLES)}.")
-    return {key: _array(key, value) for key, value in source.items()}
-
-
-def _array(key: str, value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):  # torch's; torch itself need not be imported to tell
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
-    if not hasattr(value, "shape"):
-        raise UserError(
-            f"{key!r} is a {type(value).__name__}, not an array: pass the mapping of arrays by "
-            "name, which checkpoints of training often have under 'state_dict' or 'model'."
-        )
-    return np.asarray(value)
-
-
-def _safetensors(path: pathlib.Path) -> Mapping[str, Any]:
-    import safetensors
-    import safetensors.numpy
-
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is no whole .safetensors file: {error}") from error
-
-
-def _pickle(path: pathlib.Path, allow_pickle: bool) -> Mapping[str, Any]:
-    if not allow_pickle:
-        raise UserError(
-            f"{path} is a pickle, which can run code when it is read: convert it to .safetensors, "
-            "or pass allow_pickle=True, with which torch.load(weights_only=True) reads it."
-        )
-    import torch
-
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < (2, 6):
-        raise UserError(
-            f"torch {torch.__version__} does not read pickles safely (CVE-2025-32434): install 2.6 "
-            "or later, or convert the file to .safetensors."
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is no whole file of weights alone: {reason}") from error

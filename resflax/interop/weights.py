@@ -5,6 +5,7 @@ other library calls it, and how its axes are arranged there. The same entries se
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resflax.errors import UserError
+from resflax.models import layers
 
 Path = tuple[str, ...]
 Variables = dict[str, Any]
@@ -102,7 +104,7 @@ def read(
 
     Returns:
       Nested dictionaries of jax arrays, of the template's shapes and types, which share no memory
-      with `arrays`.
+      with `arrays`; without 'head' if only the classifier's arrays are missing.
 
     Raises:
       UserError: if arrays are missing, too many or of another shape; or the entries are not those
@@ -111,7 +113,11 @@ def read(
     leaves = flatten(template)
     _check_paths(entries, leaves)
     found = {key: np.shape(array) for key, array in arrays.items()}
-    check_shapes("the weights", shapes(entries, template), found)
+    body = [e for e in entries if e.path[1] != "head"]
+    if found.keys() == {e.key for e in body}:
+        entries = body
+    expected = shapes(entries, template)
+    check_shapes("the weights", expected, found)
     return flax.traverse_util.unflatten_dict(
         {
             # Copied: the other library may go on to change its arrays in place.
@@ -119,6 +125,36 @@ def read(
             for e in entries
         }
     )
+
+
+def with_head(
+    variables: Variables, head: Variables, num_classes: int | None, source: Any
+) -> Variables:
+    """Variables with a classifier: their own, or else one as at the start of a training.
+
+    Args:
+      variables: of a network, perhaps without its 'head'.
+      head: shapes and types of the classifier's parameters.
+      num_classes: the classes that were asked for.
+      source: of the variables, for the message.
+
+    Raises:
+      UserError: if the variables have no classifier, and nobody says of how many classes.
+    """
+    if "head" in variables["params"]:
+        return variables
+    if num_classes is None:
+        where = os.fspath(source) if isinstance(source, str | os.PathLike) else "the mapping"
+        raise UserError(
+            f"{where} has no classifier (include_top=False of Keras, num_classes=0 of timm): with "
+            "num_classes, a new one is made."
+        )
+    kernel, bias = head["kernel"], head["bias"]
+    new = {
+        "kernel": layers.torch_uniform(jax.random.key(0), kernel.shape, kernel.dtype),
+        "bias": jnp.zeros(bias.shape, bias.dtype),
+    }
+    return {**variables, "params": {**variables["params"], "head": new}}
 
 
 def write(entries: Sequence[Entry], variables: Variables) -> dict[str, np.ndarray]:
