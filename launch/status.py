@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import json
+import os
 import pathlib
 import re
 
@@ -63,13 +64,13 @@ def read(run: Run) -> Status:
     error = _read(run.workdir / ERROR).strip()
     if error:
         return Status(State.FAILED, epoch, epochs, top1, error)
-    started = (run.workdir / workdir_lib.CONFIG).exists()
+    started = os.path.exists(run.workdir / workdir_lib.CONFIG)
     return Status(State.INTERRUPTED if started else State.QUEUED, epoch, epochs, top1)
 
 
 def conflict(run: Run) -> str:
     """Why the directory cannot be this run's, or '': it may hold that of another config."""
-    if not (run.workdir / workdir_lib.CONFIG).exists():
+    if not os.path.exists(run.workdir / workdir_lib.CONFIG):
         return ""
     try:
         changes = config_lib.difference(workdir_lib.read_config(run.workdir), run.resolve())
@@ -113,7 +114,7 @@ def _last(metrics: bytes, name: str) -> float | None:
     line = metrics[metrics.rfind(b"\n", 0, at) + 1 : metrics.find(b"\n", at)]
     try:
         return float(json.loads(line)[name])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -121,7 +122,7 @@ def _result(workdir: pathlib.Path) -> float | None:
     """The accuracy of a finished run; None if it is not finished."""
     try:
         return float(json.loads((workdir / workdir_lib.RESULT).read_text())["eval/top1"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

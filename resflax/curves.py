@@ -79,12 +79,20 @@ def plot_curves(metrics: Metrics, path: pathlib.Path, *, title: str = "") -> Non
 
 
 def _parse(text: str) -> dict[str, float]:
-    line = json.loads(text)
+    try:
+        line = json.loads(text)
+    except RecursionError:
+        line = None
     items = line.items() if isinstance(line, dict) else ()
-    numbers = {key: value for key, value in items if isinstance(value, int | float)}
-    if not {"step", "epoch"} <= numbers.keys():
+    numbers = {key: value for key, value in items if _is_number(value)}
+    if not all(math.isfinite(numbers.get(name, math.nan)) for name in ("step", "epoch")):
         raise UserError("not a JSON object with a step and an epoch")
     return numbers
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that numpy takes."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _supersedes(line: dict[str, float], old: dict[str, float]) -> bool:

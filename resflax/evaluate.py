@@ -3,7 +3,6 @@
 python -m resflax.evaluate --workdir runs/... [--best | --step N]
 """
 
-import argparse
 import functools
 import math
 import pathlib
@@ -15,6 +14,7 @@ import jax
 from jax import lax
 
 from resflax import checkpoint, runtime, steps
+from resflax.arguments import Parser
 from resflax.data import augmentation, pipeline, sources, transforms
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
@@ -112,7 +112,7 @@ def evaluate_run(
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the metrics of a run; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m resflax.evaluate", description=__doc__.partition("\n")[0])
     parser.add_argument("--workdir", required=True, help="the run's directory")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="of the checkpoint; default: the latest")
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         m = evaluate_run(arguments.workdir, arguments.step, best=arguments.best)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(
         f"step {m['step']}  eval loss {m['loss']:.4f}  top-1 {m['top1']:.2%}  top-5 {m['top5']:.2%}"

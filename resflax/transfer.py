@@ -5,7 +5,6 @@ expression that they begin with: 'head', or 'stage5|head'.
 """
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from resflax import checkpoint
+from resflax import arguments, checkpoint
 from resflax import config as config_lib
 from resflax.errors import UserError
 from resflax.interop.keras import from_keras
@@ -110,7 +109,7 @@ def start(state: TrainState, config: ml_collections.ConfigDict, num_classes: int
 
 
 def _load(config: ml_collections.ConfigDict) -> tuple[nn.Module, PyTree]:
-    path = pathlib.Path(config.init_from).expanduser()
+    path = arguments.path(config.init_from)
     if not path.exists():
         raise TransferError(f"config.init_from {path} does not exist: a run's directory or a file.")
     if path.is_dir():

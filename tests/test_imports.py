@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "resflax"
 # What each part of the package imports of the others, beside errors; no more than this.
 ARROWS = {
     "errors": set(),
+    "arguments": set(),
     "ops": set(),
     "models": {"ops"},
     "metrics": set(),
@@ -25,13 +26,16 @@ ARROWS = {
     "optimizers": set(),
     "figures": set(),
     "curves": {"figures"},
-    "data": set(),
+    "data": {"arguments"},
     "config": {"models"},
     "validation": {"config", "data", "models", "parallel"},
     "workdir": {"config", "data"},
-    "checkpoint": {"config", "data", "models", "processes", "train_state", "workdir"},
-    "evaluate": {"checkpoint", "data", "parallel", "runtime", "steps"},
-    "transfer": {"checkpoint", "config", "interop", "models", "train_state"},
+    "checkpoint": {
+        "arguments", "config", "data", "models", "processes", "train_state", "validation",
+        "workdir",
+    },
+    "evaluate": {"arguments", "checkpoint", "data", "parallel", "runtime", "steps"},
+    "transfer": {"arguments", "checkpoint", "config", "interop", "models", "train_state"},
     "console": {"models"},
     "writers": {"curves", "workdir"},
     "progress": {"console", "writers"},
@@ -52,12 +56,19 @@ ARROWS = {
     },
     "interop": {"models"},
     "report": {"config", "curves", "data", "figures", "models", "workdir"},
-    "bench": {"checkpoint", "data", "interop", "models", "ops", "runtime", "steps", "train_state"},
-    "command": set(),
-    "main": {"command", "interruption", "processes", "progress", "replay", "runtime", "train"},
+    "bench": {
+        "arguments", "checkpoint", "data", "interop", "models", "ops", "runtime", "steps",
+        "train_state",
+    },
+    "command": {"arguments", "config"},
+    "main": {
+        "arguments", "command", "interruption", "processes", "progress", "replay", "runtime",
+        "train",
+    },
     # What is run of a package stands above it.
     "checkpoint.__main__": {"checkpoint", "command", "workdir"},
-    "data.__main__": {"command", "data", "runtime"},
+    "models.__main__": {"arguments", "models"},
+    "data.__main__": {"command", "data", "runtime", "validation"},
     "report.__main__": {"command", "report", "workdir"},
     "__init__": {"checkpoint", "interop", "models"},
 }  # fmt: skip

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from resflax import runtime
+from resflax.arguments import Parser
 from resflax.bench import ours, peers, report, roofline
-from resflax.bench.arguments import Parser
 from resflax.bench.capacity import largest_batch
 from resflax.bench.case import MODES, Case
 from resflax.bench.rounds import Entry, measure
@@ -35,8 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_jax(options.stock_process)
     console = report.Console()
     load = report.load()
-    if load > peers.cores() / 2:
-        console.note(f"other programs are running: {load:.1f} in the last minute")
     try:
         _check(options)
         cases = list(_cases(options))
@@ -45,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         contests = [(case, _entries(case, options)) for case in cases]
     except UserError as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(str(error))
+    if load > peers.cores() / 2:
+        console.note(f"other programs are running: {load:.1f} in the last minute")
     peaks: dict[str, roofline.Peaks] = {}
     measurements = []
     for case, entries in contests:

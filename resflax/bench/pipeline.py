@@ -33,8 +33,8 @@ import rich.console
 import rich.table
 from PIL import Image, ImageDraw
 
+from resflax.arguments import Parser
 from resflax.bench import peers, report
-from resflax.bench.arguments import Parser
 from resflax.bench.rounds import Costs, Entry, Result, measure, ratio
 from resflax.data import decoding, pipeline
 from resflax.data.bad import BadImages

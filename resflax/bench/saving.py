@@ -24,8 +24,8 @@ import rich.table
 from absl import logging
 
 from resflax import checkpoint, runtime
+from resflax.arguments import Parser
 from resflax.bench import report
-from resflax.bench.arguments import Parser
 from resflax.checkpoint import store
 from resflax.checkpoint.manifest import Manifest
 from resflax.errors import UserError

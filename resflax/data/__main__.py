@@ -17,7 +17,7 @@ from resflax.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line asks for; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m resflax.data", allow_abbrev=False)
+    parser = command.Parser(prog="python -m resflax.data", allow_abbrev=False)
     tasks = parser.add_subparsers(dest="task", required=True)
     task = tasks.add_parser("prepare", help="make a data set ready to be trained on")
     task.add_argument("name", help="fashion_mnist, from its files, or a data set of TFDS")
@@ -35,9 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(command.parse([parser.prog, *rest])) > 1:
             command.fail(f"unexpected argument {rest[-1]!r}; there is --config FILE.py.")
         # Imported now: what is wrong with the flags has been said before the libraries load.
+        from resflax import validation
         from resflax.data import gallery, verification
 
         config = command.CONFIG.value
+        validation.validate(config)
         if options.task == "verify":
             return verification.verify(config)
         gallery.draw(config, options.output)

@@ -4,12 +4,14 @@ Without train/ and val/, FOLDER/CLASS/*.jpg, of which a share is set aside, seed
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 
+from resflax import arguments
 from resflax.data.bad import UnreadableImage
 from resflax.errors import UserError
 
@@ -36,8 +38,8 @@ def examples(
     Raises:
       FolderError: if there are fewer than two classes, or a class has no images.
     """
-    folder = pathlib.Path(folder).expanduser()
-    if not folder.is_dir():
+    folder = arguments.path(folder)
+    if not os.path.isdir(folder):
         raise FolderError(f"config.data.folder.path {str(folder)!r} is not a directory.")
     if (folder / "train").is_dir():
         train, names = _labelled(folder / "train")
