@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from launch import resources
-from resflax import command
 from resflax import workdir as workdir_lib
+from resflax.arguments import path_option
 from resflax.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--manifests",
-        type=command.path,
+        type=path_option,
         metavar="DIR",
         help="where the manifests are written; default: they are printed",
     )

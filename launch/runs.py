@@ -3,7 +3,8 @@
 import ast
 import collections
 import dataclasses
-import importlib.util
+import hashlib
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from resflax import command
 from resflax.errors import UserError
 
 SEED = "seed"
+
+_LONGEST = 255  # bytes, of a name in the file systems of Linux and macOS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,7 @@ def expand(
     """
     overrides = dict(overrides or {})
     runs = []
-    for varied in _repeat(_sweep(pathlib.Path(config.partition(":")[0])), seeds):
+    for varied in _repeat(_sweep(config.partition(":")[0]), seeds):
         twice = sorted(overrides.keys() & varied.keys())
         if twice:
             raise UserError(f"--override {twice[0]}: the sweep sets it; --filter chooses runs.")
@@ -90,25 +93,30 @@ def expand(
 
 
 def name_of(overrides: Mapping[str, Any]) -> str:
-    """A directory's name: the last part of each field, and its value."""
+    """A directory's name: the last part of each field, and its value.
+
+    A name longer than a file system takes ends in its digest.
+    """
     parts = (f"{field.split('.')[-1]}={value}" for field, value in overrides.items())
-    return ",".join(parts).replace("/", "_")
+    name = ",".join(parts).replace("/", "_")
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
+    return f"{encoded[: _LONGEST - 17].decode(errors='ignore')}~{digest}"
 
 
-def _sweep(config_file: pathlib.Path) -> Iterator[dict[str, Any]]:
-    if not config_file.is_file():
-        raise UserError(f"--config: there is no file {config_file}.")
-    spec = importlib.util.spec_from_file_location("config", config_file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config: {config_file} is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a config file is a program, and can raise anything
-        raise UserError(f"{config_file}: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "sweep"):
+def _sweep(config_file: str) -> Iterator[dict[str, Any]]:
+    names = command.program(config_file)
+    if "sweep" not in names:
         raise UserError(f"{config_file} has no sweep().")
-    yield from module.sweep()
+    for varied in command.call(config_file, lambda: list(names["sweep"]())):
+        if not isinstance(varied, Mapping) or not all(isinstance(key, str) for key in varied):
+            raise UserError(
+                f"{config_file}: sweep() yields {varied!r}; it must yield dicts from dotted fields "
+                "to values."
+            )
+        yield dict(varied)
 
 
 def _repeat(runs: Iterator[dict[str, Any]], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import json
+import os
 import pathlib
 import re
 
@@ -66,13 +67,13 @@ def read(run: Run) -> Status:
     error = _read(run.workdir / ERROR).strip()
     if error:
         return Status(State.FAILED, epoch, epochs, top1, error)
-    started = (run.workdir / workdir_lib.CONFIG).exists()
+    started = os.path.exists(run.workdir / workdir_lib.CONFIG)
     return Status(State.INTERRUPTED if started else State.QUEUED, epoch, epochs, top1)
 
 
 def conflict(run: Run) -> str:
     """Why the directory cannot be this run's, or '': it may hold that of another config."""
-    if not (run.workdir / workdir_lib.CONFIG).exists():
+    if not os.path.exists(run.workdir / workdir_lib.CONFIG):
         return ""
     try:
         found = workdir_lib.read_config(run.workdir)
@@ -117,7 +118,7 @@ def _last(metrics: bytes, name: str) -> float | None:
     line = metrics[metrics.rfind(b"\n", 0, at) + 1 : metrics.find(b"\n", at)]
     try:
         return float(json.loads(line)[name])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

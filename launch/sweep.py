@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from launch import runs
 from resflax import command
+from resflax.arguments import path_option
 from resflax.errors import UserError
 
 # Modules, imported when they are asked for, with `submit(runs, options) -> exit code` and
@@ -62,7 +63,13 @@ def _parser(choice: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE.py[:DATASET]", help="with get_config and sweep")
-    add("--workdir", required=True, type=command.path, metavar="DIR", help="of all the runs")
+    add(
+        "--workdir",
+        required=True,
+        type=path_option,
+        metavar="DIR",
+        help="of all the runs",
+    )
     add(
         "--filter",
         action="append",

@@ -27,6 +27,7 @@ from resflax.analysis import (
     units,
 )
 from resflax.analysis.result import Result
+from resflax.arguments import assignment, path_option, value, values
 from resflax.errors import UserError
 
 
@@ -94,7 +95,7 @@ def _parser() -> command.Parser:
             "--workdir",
             action="append",
             default=[],
-            type=command.path,
+            type=path_option,
             metavar="DIR",
             help="of a run; repeat",
         )
@@ -117,7 +118,7 @@ def _parser() -> command.Parser:
         add("--images", type=arguments.count, metavar="N", help=f"of the test set; {what.images}")
         add("--size", type=int, metavar="PIXELS", help="of the untrained networks' images")
         add("--seed", type=int, default=0, help="of their parameters")
-        add("--out", type=command.path, metavar="DIR", help="for the files")
+        add("--out", type=path_option, metavar="DIR", help="for the files")
         what.add_arguments(one)
     return parser
 
@@ -125,12 +126,12 @@ def _parser() -> command.Parser:
 def _subjects(options: argparse.Namespace, images: int) -> list[subject.Subject]:
     if not options.model and not options.workdir:
         raise UserError("--model NAME or --workdir DIR is required.")
-    values = {name: _values(text) for name, text in map(command.assignment, options.set)}
-    data = command.values(options.data)
+    settings = {name: _values(text) for name, text in map(assignment, options.set)}
+    data = values(options.data)
     subjects = []
     for name in options.model:
         subjects += subject.grid(
-            name, values, images=images, seed=options.seed, size=options.size, data=data
+            name, settings, images=images, seed=options.seed, size=options.size, data=data
         )
     for workdir in options.workdir:
         subjects.append(
@@ -155,7 +156,7 @@ def _told_apart(subjects: list[subject.Subject]) -> list[subject.Subject]:
 
 def _values(text: str) -> list[Any]:
     """'relu,sigmoid' -> ['relu', 'sigmoid']."""
-    return [command.value(v) for v in text.split(",")]
+    return [value(v) for v in text.split(",")]
 
 
 def _folder(options: argparse.Namespace) -> pathlib.Path:

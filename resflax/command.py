@@ -1,69 +1,73 @@
 """The flag --config of the command lines, and one line about what a user can get wrong."""
 
-import argparse
-import ast
+import os
 import pathlib
 import re
-import sys
+import runpy
 import traceback
-import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from resflax.arguments import Parser, fail
 from resflax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment: FILE.py or FILE.py:DATASET.", lock_config=True
-)
+__all__ = ["CONFIG", "Parser", "call", "config_name", "fail", "load", "parse", "program", "read"]
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+class _OrNone(flags.ArgumentParser):
+    """Reads a field's value, or None, which is the default of many."""
 
-    def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2."""
-        fail(message)
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
 
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else self._parser.parse(argument)
 
-def path(text: str) -> pathlib.Path:
-    """A path on a command line: a shell leaves the ~ of --option=~/x as it is.
-
-    Raises:
-      argparse.ArgumentTypeError: if it begins with the ~ of nobody.
-    """
-    try:
-        return pathlib.Path(text).expanduser()
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is in no known home directory.") from None
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
 
 
-def assignment(text: str) -> tuple[str, str]:
-    """'NAME=VALUE' in two.
-
-    Raises:
-      UserError: if it is no such text.
-    """
-    name, equals, value = text.partition("=")
-    if not name or not equals or not value:
-        raise UserError(f"{text!r} must be NAME=VALUE.")
-    return name, value
+for _type, _parser in (
+    (bool, flags.BooleanParser()),
+    (int, flags.IntegerParser()),
+    (float, flags.FloatParser()),
+    (str, flags.ArgumentParser()),
+):
+    config_flags.register_flag_parser_for_type(_type, _OrNone(_parser))
 
 
-def value(text: str) -> Any:
-    """'16' -> 16, but 'A' -> 'A'."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
+class _ConfigFile(flags.ArgumentParser):
+    """Reads FILE.py[:DATASET] as `resflax.command.read` does."""
+
+    def parse(self, argument: str) -> ml_collections.ConfigDict:
+        return read(argument)
+
+    def flag_type(self) -> str:
+        return "config object"
 
 
-def values(texts: Sequence[str]) -> dict[str, Any]:
-    """['folder.path=x', 'image_size=16'] -> {'folder.path': 'x', 'image_size': 16}."""
-    return {name: value(text) for name, text in map(assignment, texts)}
+def _define(values: flags.FlagValues, argv: list[str]) -> flags.FlagHolder:
+    """Defines --config, whose overrides are looked for in `argv` when it is parsed."""
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "The experiment: FILE.py or FILE.py:DATASET.",
+        flag_values=values,
+        sys_argv=argv,
+    )
+    # Of ml_collections, the overrides are used. Its own way to load a file keeps the names of the
+    # one before, and hides what went wrong.
+    values["config"].parser = _ConfigFile()
+    return holder
+
+
+_ARGV: list[str] = []  # the command line, once it is parsed
+CONFIG = _define(flags.FLAGS, _ARGV)
 
 
 def config_name() -> str:
@@ -80,13 +84,13 @@ def parse(argv: list[str]) -> list[str]:
     Returns:
       The program and what is no flag.
     """
+    _ARGV[:] = argv
     try:
-        rest = flags.FLAGS(argv)
-        config_file = _config_file(argv)
-    except Exception as error:  # a config file is a program, and can raise anything
-        fail(_explain(error, _config_file(argv)))
-    if not config_file.is_file():
-        fail(f"--config: there is no file {config_file}.")
+        rest = _parse(flags.FLAGS, argv)
+    except UserError as error:
+        fail(str(error))
+    if CONFIG.value is None:
+        fail("--config FILE.py is required, such as --config configs/se_resnext.py.")
     return rest
 
 
@@ -100,55 +104,102 @@ def load(config: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDic
     Raises:
       UserError: if there is no such config, or no such field; in one line.
     """
-    argv = ["", f"--config={config}", *overrides]
     values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of how ml_collections imports
-            values(argv)
-    except Exception as error:  # a config file is a program, and can raise anything
-        raise UserError(_explain(error, _config_file(argv))) from None
+    argv: list[str] = []
+    _define(values, argv)
+    argv += ["", f"--config={config}", *overrides]
+    _parse(values, argv)
     return values["config"].value
 
 
-def _config_file(argv: list[str]) -> pathlib.Path:
-    """The file named by --config, whether or not absl could load it."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False, add_help=False)
-    parser.add_argument("-config", "--config", nargs="?")
-    value = parser.parse_known_args(argv[1:])[0].config
-    if not value:
-        fail("--config FILE.py is required, such as --config configs/se_resnext.py.")
-    return pathlib.Path(value.split(":")[0])
+def read(config: str) -> ml_collections.ConfigDict:
+    """What `get_config` of a config file gives, locked.
 
+    Args:
+      config: FILE.py or FILE.py:DATASET.
 
-def _explain(error: Exception, config_file: pathlib.Path) -> str:
-    if not config_file.is_file():
-        return f"--config: there is no file {config_file}."
-    text = str(error)
-    if isinstance(error, flags.Error) and "Traceback" not in text:
-        return text
-    # What went wrong first: config_flags wraps it, in what it raises and in what it prints.
-    cause: BaseException = error
-    while cause.__context__ is not None:
-        cause = cause.__context__
-    if isinstance(error, AttributeError | KeyError) and isinstance(cause, KeyError):
-        close = re.search(r'Did you mean "(\w+)"', text)
-        return f"the config has no field {cause}" + (
-            f"; did you mean {close[1]}?" if close else "."
+    Raises:
+      UserError: if there is no such file, or it has no `get_config`, or that fails; in one line.
+    """
+    file, colon, argument = config.partition(":")
+    names = program(file)
+    if "get_config" not in names:
+        raise UserError(f"{file} has no get_config().")
+    made = call(file, names["get_config"], *([argument] if colon else []))
+    if not isinstance(made, ml_collections.ConfigDict):
+        raise UserError(
+            f"{file}: get_config() gives {type(made).__name__}; it must return a config, such as "
+            "that of resflax.config.base()."
         )
-    if isinstance(cause, ValueError):
-        return str(cause)
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(cause.__traceback__)
-        if pathlib.Path(frame.filename).name == config_file.name
-    ]
-    where = f"{config_file}:{lines[-1]}" if lines else str(config_file)
-    return f"{where}: {type(cause).__name__}: {cause}"
+    made.lock()
+    return made
 
 
-def fail(message: str) -> NoReturn:
-    """Says in one line what is wrong; ends with exit code 2."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+def program(file: str) -> dict[str, Any]:
+    """Runs a config file, and gives the names that it defines.
+
+    Raises:
+      UserError: if there is no such file, or it fails; in one line.
+    """
+    if not os.path.isfile(file):
+        raise UserError(f"--config: there is no file {file}.")
+    return call(file, runpy.run_path, file, run_name="config")
+
+
+def call(file: str, function: Any, *arguments: Any, **named: Any) -> Any:
+    """The result of a function of a config file.
+
+    Raises:
+      UserError: if it fails: with its own message, if it says what is wrong, or the line of the
+        file where it does.
+    """
+    try:
+        return function(*arguments, **named)
+    except Exception as error:  # a config file is a program, and can raise anything
+        raise UserError(_explain(error, file)) from error
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Sets the flags of a command line; raises UserError."""
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        # Absl wraps what its parsers raise.
+        told = error.__context__ if isinstance(error.__context__, UserError) else error
+        raise UserError(_line(told)) from None
+    except (AttributeError, LookupError, ValueError) as error:  # of ml_collections: an override
+        raise UserError(_unknown(error, argv)) from None
+    config = values["config"].value
+    if config is not None:
+        from resflax import config as config_lib  # only now: it takes seconds, unless a file did
+
+        for field, value in config_lib.flatten(config).items():
+            if value == (None,):  # as ml_collections reads a tuple that is None
+                config.update_from_flattened_dict({field: None})
+        config_lib.require_whole(config)
+    return rest
+
+
+def _unknown(error: Exception, argv: Sequence[str] = ()) -> str:
+    """The field that a config has not, and one with a name like it."""
+    text = str(error)
+    if close := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
+        return f"the config has no field {close[2]!r}; did you mean {close[1]}?"
+    if missing := re.search(r"""^['"]*(?:Key )?['"](\w+)['"]""", text):
+        return f"the config has no field {missing[1]!r}."
+    overrides = [m[1] for word in argv if (m := re.match(r"--?(?:no)?config\.([^=]*)", word))]
+    return f"the config cannot be changed by --config.{' or --config.'.join(overrides)}."
+
+
+def _explain(error: Exception, file: str) -> str:
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        return _line(error)
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    where = f"{file}:{lines[-1]}" if lines else file
+    if isinstance(error, AttributeError | KeyError) and "Did you mean" in str(error):
+        return f"{where}: {_unknown(error)}"
+    return f"{where}: {type(error).__name__}: {_line(error)}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -7,6 +7,7 @@ A config file is a difference to `base()`:
     config.train.epochs = 90.0
 """
 
+import difflib
 import json
 from collections.abc import Container
 from typing import Any
@@ -46,7 +47,7 @@ class ConfigError(UserError):
 
 
 def base() -> ml_collections.ConfigDict:
-    """Every field with its default, its type and its unit."""
+    """Every field with its default, its type and its unit; no other can be set."""
     config = ml_collections.ConfigDict()
     config.deterministic = False  # on GPUs, use only kernels that always give the same bits
     config.seed = 0  # of the parameters, the order of the images and every random number
@@ -91,7 +92,7 @@ def base() -> ml_collections.ConfigDict:
 
     config.parallel = ml_collections.ConfigDict()
     config.parallel.mode = "shard_map"  # shard_map | jit | pmap
-    return config
+    return config.lock()
 
 
 def _model() -> ml_collections.ConfigDict:
@@ -269,9 +270,34 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         for field, value in flatten(json.loads(text)).items():
             owner, name = _owner(config, field)
             owner[name] = tuple(value) if isinstance(value, list) else value
+        require_whole(config)
+    except RecursionError:
+        raise ConfigError("not a config of resflax: it is nested too deep.") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"not a config of resflax: {error}") from None
     return config
+
+
+def require_whole(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError unless the config has the fields of `base()`, no others, of their types.
+
+    A field that is None in `base()` may be None.
+    """
+    usual, found = base(), flatten(config)
+    expected = flatten(usual)
+    for field in sorted(found.keys() | expected.keys()):
+        if field not in expected:
+            close = difflib.get_close_matches(field, expected, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise ConfigError(f"the config has no field {field!r}{hint}")
+        if field not in found:
+            raise ConfigError(f"config.{field} is missing: begin with resflax.config.base().")
+        value, owner, name = found[field], *_owner(usual, field)
+        kind = owner.get_type(name)
+        if value is None and expected[field] is None:
+            continue
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            raise ConfigError(f"config.{field} {value!r} must be of type {kind.__name__}.")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

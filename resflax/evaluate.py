@@ -3,7 +3,6 @@
 python -m resflax.evaluate --workdir runs/... [--best | --step N] [--data FIELD=V]
 """
 
-import argparse
 import dataclasses
 import functools
 import math
@@ -16,6 +15,7 @@ import jax
 from jax import lax
 
 from resflax import checkpoint, metrics, runtime, steps, validation
+from resflax.arguments import Parser, values
 from resflax.data import augmentation, pipeline, sources, transforms
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
@@ -126,9 +126,7 @@ def _evaluate(run: checkpoint.Run, data: Mapping[str, Any] | None) -> dict[str, 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the metrics of a run; returns the exit code."""
-    from resflax import command  # whose flags a script that trains may define itself
-
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m resflax.evaluate", description=__doc__.partition("\n")[0])
     parser.add_argument("--workdir", required=True, help="the run's directory")
     parser.add_argument(
         "--data",
@@ -143,9 +141,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         run = checkpoint.restore_model(arguments.workdir, arguments.step, best=arguments.best)
-        found = _evaluate(run, command.values(arguments.data))
+        found = _evaluate(run, values(arguments.data))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"step {run.step}  {metrics.line(found, run.dataset.num_classes)}")
     if not math.isfinite(found["loss"]):

@@ -65,7 +65,7 @@ class Failure:
             return cls(**json.loads((workdir / FILE).read_text()))
         except FileNotFoundError:
             raise FailureError(f"{workdir} has no {FILE}: no step of this run failed.") from None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise FailureError(f"{workdir / FILE} cannot be read: {error}.") from None
 
 

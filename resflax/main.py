@@ -7,13 +7,14 @@ One run may have several processes: see resflax.processes.
 """
 
 import datetime
+import os
 import pathlib
 import sys
 
 import jax
 from absl import app, flags, logging
 
-from resflax import command, processes, runtime
+from resflax import arguments, command, processes, runtime
 from resflax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
@@ -64,7 +65,12 @@ def main(argv: list[str]) -> None:
     from resflax.train import train_and_evaluate
 
     programs = runtime.count_programs()
-    workdir = pathlib.Path(_WORKDIR.value or _default_workdir()).expanduser().resolve()
+    try:
+        workdir = pathlib.Path(
+            os.path.realpath(arguments.path(_WORKDIR.value or _default_workdir()))
+        )
+    except UserError as error:
+        command.fail(f"--workdir {error}")
     try:
         with processes.together():
             (replay if _REPLAY.value else train_and_evaluate)(command.CONFIG.value, workdir)

@@ -7,6 +7,8 @@ import jax
 import ml_collections
 import optax
 
+from resflax.errors import UserError
+
 
 def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate by step.
@@ -15,11 +17,16 @@ def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
       config: of the run. The peak is `optim.lr` per 256 images of a batch (Goyal 2017, arXiv
         1706.02677), reached linearly from zero in `optim.warmup_epochs`.
       steps_per_epoch: steps in an epoch.
+
+    Raises:
+      UserError: if there are more steps than are counted in 32 bits.
     """
     epochs, batch_size, config = config.train.epochs, config.train.batch_size, config.optim
     peak = config.lr * batch_size / 256
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = round(epochs * steps_per_epoch)
+    if total >= 2**31:
+        raise UserError(f"config.train.epochs {epochs} are {total:,} steps, more than 2**31 - 1.")
     if config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, max(1, total - warmup))
     elif config.schedule == "exponential":

@@ -5,7 +5,6 @@ expression that they begin with: 'head', or 'stage5|head'.
 """
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from resflax import checkpoint
+from resflax import arguments, checkpoint
 from resflax import config as config_lib
 from resflax.data import sources
 from resflax.errors import UserError
@@ -161,7 +160,7 @@ def _report(
 
 
 def _load(config: ml_collections.ConfigDict) -> _Weights:
-    path = pathlib.Path(config.init_from).expanduser()
+    path = arguments.path(config.init_from)
     if not path.exists():
         raise TransferError(f"config.init_from {path} does not exist: a run's directory or a file.")
     if path.is_dir():

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from resflax.config import ConfigError, flatten, model_overrides
+from resflax.config import ConfigError, flatten, model_overrides, require_whole
 from resflax.data import augmentation, mixing, sources
 from resflax.data.resident import PLACEMENTS
 from resflax.errors import UserError
@@ -21,6 +21,19 @@ BN_AXES = ("device", "global")
 DTYPES = ("float32", "bfloat16")
 
 _LARGEST = float(np.finfo(np.float32).max)
+# Without a limit, a slip takes all memory, threads or time of a machine.
+_MOST = {
+    "augment.crop_padding": 2**12,
+    "augment.cutout": 2**14,
+    "augment.rand_augment_layers": 100,
+    "data.eval_resize": 2**14,
+    "data.image_size": 2**14,
+    "data.threads": 2**10,
+    "eval.batch_size": 2**20,
+    "optim.decay_epochs": 10**6,
+    "train.grad_accumulation": 2**10,
+    "train.steps_per_call": 2**20,
+}
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
@@ -30,9 +43,15 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
       config: of a run.
       num_devices: that will share its batches.
     """
+    require_whole(config)
     for field, value in flatten(config).items():
         if isinstance(value, tuple) and not all(isinstance(part, int | float) for part in value):
             raise ConfigError(f"config.{field} {value} must be numbers.")
+        if isinstance(value, int) and abs(value) >= 2**31 and not field.endswith("seed"):
+            raise ConfigError(f"config.{field} {value} must be less than 2**31.")
+    for field, most in _MOST.items():
+        if _get(config, field) > most:
+            raise ConfigError(f"config.{field} {_get(config, field)} must be at most {most:,}.")
     _choice(config, "model.dtype", DTYPES)
     try:
         create_model(config.model.name, **model_overrides(config))
@@ -80,17 +99,20 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         _between(config, field, 0.0, 1.0)
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"config.seed {config.seed} must be from 0 to 2**32 - 1.")
-    if not 0 < config.train.epochs < math.inf:
+    if not 0 < config.train.epochs <= 1e6:
         raise ConfigError(
-            f"config.train.epochs {config.train.epochs} must be more than 0, and finite."
+            f"config.train.epochs {config.train.epochs} must be more than 0, at most 1,000,000."
         )
     if config.optim.warmup_epochs > config.train.epochs:
         raise ConfigError(
             f"config.optim.warmup_epochs {config.optim.warmup_epochs} is longer than "
             f"config.train.epochs {config.train.epochs}."
         )
-    if list(config.optim.step_epochs) != sorted(config.optim.step_epochs):
-        raise ConfigError(f"config.optim.step_epochs {config.optim.step_epochs} must increase.")
+    step_epochs = config.optim.step_epochs
+    if list(step_epochs) != sorted(step_epochs) or not all(0 <= e <= 1e6 for e in step_epochs):
+        raise ConfigError(
+            f"config.optim.step_epochs {step_epochs} must increase, from 0 to at most 1,000,000."
+        )
     _finite(flatten(config))
     _validate_devices(config, num_devices)
 

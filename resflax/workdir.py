@@ -232,8 +232,37 @@ def read_description(workdir: pathlib.Path) -> Description:
         fields: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
         }
-        return Description(**fields)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        description = Description(**fields)
+        _require_sound(description)
+        return description
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        text = str(error).removesuffix(".")
         raise WorkdirError(
-            f"{workdir / DATASET} cannot be read: {error}. The run's command writes it anew."
+            f"{workdir / DATASET} cannot be read: {text}. The run's command writes it anew."
         ) from None
+
+
+def _require_sound(description: Description) -> None:
+    """Raises WorkdirError for the first field that no data set has."""
+    for field, sound, right in (
+        ("name", isinstance(description.name, str), "a text"),
+        ("image_shape", _are(description.image_shape, int, 1, 2**16, 3), "height, width, channels"),
+        ("label_names", _are(description.label_names, str), "texts"),
+        ("mean", _are(description.mean, int | float, -1e6, 1e6), "numbers"),
+        ("std", _are(description.std, int | float, 1e-12, 1e6), "positive numbers"),
+    ):
+        if not sound:
+            raise WorkdirError(f"{field} {getattr(description, field)!r} must be {right}")
+    channels = description.image_shape[-1]
+    if not len(description.mean) == len(description.std) == channels:
+        raise WorkdirError(f"mean and std must be of {channels} channels")
+
+
+def _are(values: Any, kind: Any, low: float = 0, high: float = 0, count: int = 0) -> bool:
+    """Whether values are a tuple of a kind, of numbers between limits, and perhaps so many."""
+    return (
+        isinstance(values, tuple)
+        and len(values) > 0
+        and count in (0, len(values))
+        and all(isinstance(v, kind) and (isinstance(v, str) or low <= v <= high) for v in values)
+    )

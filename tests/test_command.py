@@ -8,6 +8,9 @@ from absl import flags
 from absl.testing import flagsaver
 
 from resflax import command
+from resflax.arguments import path as path_of
+from resflax.arguments import path_option
+from resflax.errors import UserError
 
 # Of how ml_collections imports a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -168,7 +171,7 @@ def test_a_parser_says_in_one_line_what_is_wrong(capsys):
 def test_a_path_behind_an_equals_sign_has_its_home(capsys, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     parser = command.Parser(prog="program")
-    parser.add_argument("--output", type=command.path)
+    parser.add_argument("--output", type=path_option)
     assert str(parser.parse_args(["--output=~/x"]).output) == "/home/me/x"
     right = "error: argument --output: '~nobody_at_all/x' is in no known home directory."
     assert exit_line(capsys, parser.parse_args, ["--output=~nobody_at_all/x"]) == right
@@ -184,3 +187,42 @@ def test_every_path_option_knows_home():
         if "type=pathlib.Path" in line and file.name != "lowerings.py"
     ]
     assert options == []
+
+
+def test_a_name_that_cannot_be_one_of_a_file_is_said():
+    for name, right in (("~no_one/x", "in no known home directory"), ("x" * 300, "255 bytes")):
+        with pytest.raises(UserError, match=right):
+            path_of(name)
+    assert path_of("~") == pathlib.Path.home()
+
+
+def test_a_config_file_of_its_own_mistakes_is_named_with_their_line(path):
+    for body, right in (
+        ("return {}['depth']", f"{path}:5: KeyError: 'depth'"),
+        ("config.train.epoch = 3.0", f"{path}:5: the config has no field 'epoch'; did you mean"),
+        ("return None", f"{path}: get_config() gives NoneType; it must return a config"),
+        ("raise RuntimeError('one\\ntwo')", f"{path}:5: RuntimeError: one two"),
+    ):
+        text = "from resflax.config import base\n\ndef get_config():\n    config = base()\n"
+        text += f"    {body}\n"
+        assert load_error(path, text).startswith(right)
+
+
+def test_a_config_file_has_no_names_of_the_one_before(path):
+    command.load(str(path))
+    assert load_error(path, "depth = 3\n") == f"{path} has no get_config()."
+
+
+def test_a_field_can_be_set_to_none_where_it_is_none_by_default(path):
+    fields = ("depth=20", "depth=None", "se_stages=None")
+    config = command.load(str(path), [f"--config.model.{field}" for field in fields])
+    assert (config.model.depth, config.model.se_stages) == (None, None)
+    with pytest.raises(UserError, match=r"config\.seed None must be of type int"):
+        command.load(str(path), ["--config.seed=None"])
+
+
+@pytest.mark.parametrize("override", [".=1", ".seed.x=1", ".train..epochs=3", ".model={}"])
+def test_an_override_of_no_field_is_said(path, override):
+    path.write_text(CONFIG)
+    with pytest.raises(UserError, match=r"^(the config|config\.model)"):
+        command.load(str(path), [f"--config{override}"])

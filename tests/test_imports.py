@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "resflax"
 ARROWS = {
     "errors": set(),
     "disk": set(),
+    "arguments": set(),
     "ops": set(),
     "models": {"compat", "ops"},
     "metrics": set(),
@@ -29,15 +30,21 @@ ARROWS = {
     "optimizers": set(),
     "figures": {"disk"},
     "curves": {"figures"},
-    "data": set(),
+    "data": {"arguments"},
     "config": {"models"},
     "validation": {"config", "data", "models", "parallel"},
     "workdir": {"config", "data", "disk"},
-    "checkpoint": {"config", "data", "disk", "models", "processes", "train_state", "workdir"},
-    "evaluate": {
-        "checkpoint", "command", "data", "metrics", "parallel", "runtime", "steps", "validation",
+    "checkpoint": {
+        "arguments", "config", "data", "disk", "models", "processes", "train_state", "validation",
+        "workdir",
     },
-    "transfer": {"checkpoint", "config", "data", "interop", "models", "train_state"},
+    "evaluate": {
+        "arguments", "checkpoint", "data", "metrics", "parallel", "runtime", "steps",
+        "validation",
+    },
+    "transfer": {
+        "arguments", "checkpoint", "config", "data", "interop", "models", "train_state",
+    },
     "console": {"models"},
     "writers": {"curves", "workdir"},
     "progress": {"console", "metrics", "writers"},
@@ -46,7 +53,7 @@ ARROWS = {
         "checkpoint", "config", "data", "figures", "metrics", "models", "ops", "validation",
         "workdir",
     },
-    "analyze": {"analysis", "command", "runtime"},
+    "analyze": {"analysis", "arguments", "command", "runtime"},
     "train": {
         "analysis", "assembly", "checkpoint", "config", "console", "data", "evaluate", "failure",
         "interruption", "lock", "models", "optimizers", "parallel", "processes", "progress",
@@ -56,18 +63,22 @@ ARROWS = {
         "assembly", "checkpoint", "config", "console", "data", "failure", "lock", "optimizers",
         "parallel", "processes", "train", "validation", "workdir",
     },
-    "interop": {"command", "models"},
+    "interop": {"arguments", "models"},
     "report": {"config", "curves", "data", "figures", "models", "workdir"},
     "bench": {
-        "checkpoint", "command", "data", "interop", "models", "ops", "runtime", "steps",
+        "arguments", "checkpoint", "data", "interop", "models", "ops", "runtime", "steps",
         "train_state",
     },
-    "command": set(),
-    "main": {"command", "interruption", "processes", "progress", "replay", "runtime", "train"},
+    "command": {"arguments", "config"},
+    "main": {
+        "arguments", "command", "interruption", "processes", "progress", "replay", "runtime",
+        "train",
+    },
     # What is run of a package stands above it.
-    "checkpoint.__main__": {"checkpoint", "command", "lock", "workdir"},
-    "data.__main__": {"command", "data", "runtime"},
-    "report.__main__": {"command", "report", "workdir"},
+    "checkpoint.__main__": {"arguments", "checkpoint", "command", "lock", "workdir"},
+    "models.__main__": {"arguments", "models"},
+    "data.__main__": {"arguments", "command", "data", "runtime", "validation"},
+    "report.__main__": {"arguments", "command", "report", "workdir"},
     "__init__": {"checkpoint", "entry", "interop", "models"},
 }  # fmt: skip
 

@@ -120,3 +120,22 @@ def test_what_cannot_be_is_told(tmp_path, body, options, right):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"there is no file .*none\.py"):
         runs.expand(f"{tmp_path}/none.py:digits", tmp_path)
+
+
+def test_a_name_longer_than_that_of_a_file_ends_in_its_digest(tmp_path):
+    names = {runs.name_of({"data.folder.path": "é" * 200 + str(i)}) for i in range(2)}
+    assert len(names) == 2
+    for name in names:
+        (tmp_path / name).mkdir()
+
+
+def test_a_sweep_goes_over_a_field_s_own_none(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from tests.plain import get_config\n"
+        "def sweep():\n"
+        "    for depth in (None, 14):\n"
+        '        yield {"model.depth": depth, "model.se_stages": None}\n'
+    )
+    depths = [run.resolve().model.depth for run in runs.expand(str(config), tmp_path)]
+    assert depths == [None, 14]

@@ -109,3 +109,36 @@ def test_no_override_makes_a_traceback(data):
             hypothesis.reject()
     with contextlib.suppress(config_lib.ConfigError):
         validation.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("data.image_size", 10**9, "at most 16,384"),
+        ("eval.batch_size", 2**30, "at most 1,048,576"),
+        ("model.depth", 2**40, "less than 2**31"),
+        ("model.depth", 2**21 * 6 + 2, "at most 65,536"),
+        ("augment.rand_augment_layers", 10**6, "at most 100"),
+        ("optim.step_epochs", (-5.0,), "from 0"),
+    ],
+)
+def test_a_size_that_would_take_all_of_a_machine_is_refused(field, value, right):
+    config = small_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(config_lib.ConfigError, match=re.escape(right)):
+        validation.validate(config)
+
+
+def test_a_config_has_the_fields_of_the_base_and_their_types():
+    config = small_config()
+    with config.unlocked():
+        config.train.epoch = 3.0
+    with pytest.raises(config_lib.ConfigError, match=r"no field 'train\.epoch'; did you mean"):
+        validation.validate(config)
+    with pytest.raises(AttributeError, match='Did you mean "epochs"'):
+        config_lib.base().train.epoch = 3.0
+    text = config_lib.to_json(small_config()).replace('"seed": 0', '"seed": null', 1)
+    with pytest.raises(config_lib.ConfigError, match=r"seed None must be of type int"):
+        config_lib.from_json(text)
+    with pytest.raises(config_lib.ConfigError, match="nested too deep"):
+        config_lib.from_json("[" * 100_000)

@@ -227,3 +227,17 @@ def test_a_directory_with_other_values_of_free_fields_is_resumed(tmp_path):
     free = {"train.epochs": 9.0, "data.threads": 3, "log.every_steps": 7, "checkpoint.keep": 1}
     workdir_lib.open_run(tmp_path, small_config(**free))
     assert workdir_lib.read_config(tmp_path) == small_config()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_shape", [16, "x", 3]), ("mean", [0.5, None, 0.5]), ("std", [0.0, 1, 1]), ("name", 3)],
+)
+def test_a_description_of_no_data_set_is_refused(tmp_path, field, value):
+    good = Description("shapes", (16, 16, 3), ("a", "b"), (0, 0.5, 0.5), (1, 0.5, 0.5))
+    workdir_lib.write_description(tmp_path, good)
+    assert workdir_lib.read_description(tmp_path) == good
+    fields = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(fields | {field: value}))
+    with pytest.raises(workdir_lib.WorkdirError, match=rf"dataset\.json cannot be read: {field}"):
+        workdir_lib.read_description(tmp_path)

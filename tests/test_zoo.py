@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import resflax
-from resflax import create_model
+from resflax import UserError, create_model
 from resflax.models.published import published, table
 
 TABLE = pathlib.Path(resflax.__file__).with_name("models") / "published.csv"
@@ -446,3 +446,23 @@ def test_the_smallest_images_fit():
     forced = create_model("resnet18", any_size=True)
     assert resflax.count(forced, (1, 1, 3)).output_shape == (1000,)
     assert resflax.count(create_model("cifar_resnet20"), (1, 1, 3)).output_shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "right"),
+    [
+        ("resnet18", {"act": 3}, "act 3 must be of type str"),
+        ("resnet18", {"se_bias": "no"}, "se_bias 'no' must be of type bool"),
+        ("resnet18", {"bn_epsilon": float("nan")}, "bn_epsilon nan must be a finite number"),
+        ("cifar_resnet20", {"depth": 2**31}, "at most 65,536"),
+        ("bn_inception", {"conv_bias": "some"}, "conv_bias 'some' is not one of 'none', 'all'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name, overrides, right):
+    with pytest.raises(UserError, match=re.escape(right)):
+        create_model(name, **overrides)
+
+
+def test_bn_inception_takes_biases_by_the_name_that_others_have():
+    assert create_model("bn_inception", conv_bias=True).conv_bias == "all"
+    assert create_model("bn_inception", conv_bias="none") == create_model("bn_inception")

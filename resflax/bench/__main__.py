@@ -15,9 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax import command, runtime
+from resflax import runtime
+from resflax.arguments import Parser, path_option
 from resflax.bench import ours, peers, report, roofline
-from resflax.bench.arguments import Parser
 from resflax.bench.capacity import largest_batch
 from resflax.bench.case import MODES, Case
 from resflax.bench.rounds import Entry, measure
@@ -34,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_jax(options.stock_process)
     console = report.Console()
     load = report.load()
-    if load > peers.cores() / 2:
-        console.note(f"other programs are running: {load:.1f} in the last minute")
     try:
         _check(options)
         cases = list(_cases(options))
@@ -44,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         contests = [(case, _entries(case, options)) for case in cases]
     except UserError as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(str(error))
+    if load > peers.cores() / 2:
+        console.note(f"other programs are running: {load:.1f} in the last minute")
     peaks: dict[str, roofline.Peaks] = {}
     measurements = []
     for case, entries in contests:
@@ -97,7 +97,7 @@ def _parser() -> Parser:
     )
     add("--stock-process", action="store_true", help="without what resflax.runtime sets")
     add("--find-batch", action="store_true", help="search the largest batch that trains; no timing")
-    add("--json", type=command.path, metavar="FILE", help="write all that is measured")
+    add("--json", type=path_option, metavar="FILE", help="write all that is measured")
     add("--markdown", action="store_true", help="print a table for a README")
     return parser
 

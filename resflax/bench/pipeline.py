@@ -33,9 +33,8 @@ import rich.console
 import rich.table
 from PIL import Image, ImageDraw
 
-from resflax import command
+from resflax.arguments import Parser, path_option
 from resflax.bench import peers, report
-from resflax.bench.arguments import Parser
 from resflax.bench.rounds import Costs, Entry, Result, measure, ratio
 from resflax.data import decoding, pipeline
 from resflax.data.bad import BadImages
@@ -270,7 +269,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=int, default=peers.cores(), metavar="N", help="default: one for a core")
     add("--peer", choices=("tf.data",), help="beside whom")
     add("--repeats", type=int, default=9, metavar="N", help="rounds, 3 or more")
-    add("--json", type=command.path, metavar="FILE", help="write all that is measured")
+    add("--json", type=path_option, metavar="FILE", help="write all that is measured")
     options = parser.parse_args(argv)
     for name, least in (("batch", 1), ("images", options.batch), ("size", 1), ("threads", 1)):
         if getattr(options, name) < least:

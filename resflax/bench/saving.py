@@ -23,9 +23,9 @@ import rich.console
 import rich.table
 from absl import logging
 
-from resflax import checkpoint, command, runtime
+from resflax import checkpoint, runtime
+from resflax.arguments import Parser, path_option
 from resflax.bench import report
-from resflax.bench.arguments import Parser
 from resflax.checkpoint import store
 from resflax.checkpoint.manifest import Manifest
 from resflax.errors import UserError
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m resflax.bench.saving", description=__doc__.split(":")[0])
     parser.add_argument("--model", default="se_resnext50_32x4d", help="of resflax.list_models()")
     parser.add_argument("--repeats", type=int, default=7, help="saves; 7")
-    parser.add_argument("--json", type=command.path, metavar="FILE", help="write the numbers")
+    parser.add_argument("--json", type=path_option, metavar="FILE", help="write the numbers")
     options = parser.parse_args(argv)
     if options.repeats < 3:
         parser.error(f"--repeats {options.repeats} must be at least 3.")

@@ -14,6 +14,7 @@ import rich.progress
 import rich.table
 
 from resflax import command, lock
+from resflax.arguments import path_option
 from resflax.checkpoint import store
 from resflax.checkpoint.manifest import FILE, DamageError, Manifest
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("prune", "delete all but the latest and the best; what is damaged stays"),
     ):
         task = tasks.add_parser(name, help=text, allow_abbrev=False)
-        task.add_argument("directories", nargs="+", type=command.path, metavar="DIR")
+        task.add_argument("directories", nargs="+", type=path_option, metavar="DIR")
         if name == "prune":
             task.add_argument("--keep", type=int, default=1, help="how many of the latest; 1")
     options = parser.parse_args(argv)

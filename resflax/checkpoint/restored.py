@@ -1,6 +1,7 @@
 """A trained network, restored from a run's directory into a script."""
 
 import dataclasses
+import os
 import pathlib
 import time
 import warnings
@@ -13,6 +14,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from resflax import arguments, validation
 from resflax import config as config_lib
 from resflax import workdir as workdir_lib
 from resflax.checkpoint import leaves, origin, saver, store
@@ -20,6 +22,7 @@ from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.checkpoint.store import CheckpointError
 from resflax.data.preprocessing import Preprocessing
 from resflax.data.sources import Description
+from resflax.errors import UserError
 
 # Seconds in which a reader follows a run that deletes the checkpoints it has come to.
 _PATIENCE = 60.0
@@ -68,7 +71,7 @@ def restore_model(
     Raises:
       UserError: if the directory holds no run, or the run no such checkpoint, or a damaged one.
     """
-    workdir = pathlib.Path(workdir).expanduser().resolve()
+    workdir = pathlib.Path(os.path.realpath(arguments.path(workdir)))
     deadline = time.monotonic() + _PATIENCE
     while True:
         found = store.steps(workdir)
@@ -84,6 +87,10 @@ def restore_model(
 
 def _restore(workdir: pathlib.Path, step: int | None, best: bool) -> Run:
     config = workdir_lib.read_config(workdir)
+    try:
+        validation.validate(config)
+    except UserError as error:
+        raise UserError(f"{workdir / workdir_lib.CONFIG}: {error}") from None
     dataset = workdir_lib.read_description(workdir)
     model = config_lib.build_model(config, dataset.num_classes)
     item = "ema" if config.train.ema_decay else "variables"

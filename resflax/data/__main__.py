@@ -11,21 +11,22 @@ import sys
 from collections.abc import Sequence
 
 from resflax import command, runtime
+from resflax.arguments import path_option
 from resflax.data import location, prepare
 from resflax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line asks for; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m resflax.data", allow_abbrev=False)
+    parser = command.Parser(prog="python -m resflax.data", allow_abbrev=False)
     tasks = parser.add_subparsers(dest="task", required=True)
     task = tasks.add_parser("prepare", help="make a data set ready to be trained on")
     task.add_argument("name", help="fashion_mnist, from its files, or a data set of TFDS")
-    task.add_argument("--from", dest="source", type=command.path, help="directory of IDX files")
-    task.add_argument("--data-dir", type=command.path, help="where TFDS keeps data sets")
+    task.add_argument("--from", dest="source", type=path_option, help="directory of IDX files")
+    task.add_argument("--data-dir", type=path_option, help="where TFDS keeps data sets")
     task = tasks.add_parser("verify", help="read every image of a config's data set")
     task = tasks.add_parser("show", help="draw augmented training images with their labels")
-    task.add_argument("--output", type=command.path, default=pathlib.Path("augmented.png"))
+    task.add_argument("--output", type=path_option, default=pathlib.Path("augmented.png"))
     options, rest = parser.parse_known_args(argv)
     try:
         if options.task == "prepare":
@@ -35,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(command.parse([parser.prog, *rest])) > 1:
             command.fail(f"unexpected argument {rest[-1]!r}; there is --config FILE.py.")
         # Imported now: what is wrong with the flags has been said before the libraries load.
+        from resflax import validation
         from resflax.data import gallery, verification
 
         config = command.CONFIG.value
+        validation.validate(config)
         if options.task == "verify":
             return verification.verify(config)
         gallery.draw(config, options.output)

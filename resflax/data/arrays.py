@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from resflax import arguments
 from resflax.data import idx, location
 from resflax.errors import UserError
 
@@ -95,7 +96,7 @@ def _locate(path: str | pathlib.Path) -> pathlib.Path:
     text = str(path)
     looked: list[pathlib.Path] = []
     if text:
-        looked.append(pathlib.Path(path).expanduser())
+        looked.append(arguments.path(path))
         if pathlib.Path(text).name == text:
             looked.append(location.data_dir() / text)
     for candidate in looked:

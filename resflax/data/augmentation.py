@@ -26,7 +26,8 @@ def normalizer(mean: Sequence[float], std: Sequence[float]) -> Callable[[jax.Arr
     def normalize(images: jax.Array) -> jax.Array:
         shape = (1, 1, 1, -1)
         scale = jnp.asarray(std, jnp.float32).reshape(shape) * 255.0
-        return (images - jnp.asarray(mean, jnp.float32).reshape(shape) * 255.0) / scale
+        pixels = jnp.asarray(images).astype(jnp.float32)
+        return (pixels - jnp.asarray(mean, jnp.float32).reshape(shape) * 255.0) / scale
 
     return normalize
 

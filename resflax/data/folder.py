@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
+from resflax import arguments
 from resflax.data.bad import UnreadableImage
 from resflax.errors import UserError
 
@@ -68,8 +69,8 @@ def examples(
     """
     if not str(folder):
         raise FolderError("config.data.folder.path is empty: name the directory of the images.")
-    folder = pathlib.Path(folder).expanduser()
-    if not folder.is_dir():
+    folder = arguments.path(folder)
+    if not os.path.isdir(folder):
         raise FolderError(f"config.data.folder.path {str(folder)!r} is not a directory.")
     left_out: _LeftOut = collections.defaultdict(list)
     if (folder / "train").is_dir():

@@ -21,9 +21,17 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
       path: of the picture.
 
     Raises:
-      UserError: if there is no data set, or the picture cannot be written.
+      UserError: if there is no data set, or its images cannot be shown.
     """
     dataset = sources.load(config.data)
+    channels = dataset.description.image_shape[-1]
+    if channels not in (1, 3):
+        raise UserError(
+            f"the images of {config.data.source!r} have {channels} channels; a picture shows 1, "
+            "grey, or 3, colours."
+        )
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output {path} must end in .png: it is a picture.")
     count = min(_ROWS * _COLUMNS, len(dataset.train))
     batches = pipeline.TrainBatches(
         len(dataset.train),
@@ -58,7 +66,8 @@ def _grid(
     for place, axes in enumerate(figure.subplots(rows, _COLUMNS, squeeze=False).flat):
         axes.set_axis_off()
         if place < len(pixels):
-            axes.imshow(pixels[place].squeeze(), cmap="gray", vmin=0, vmax=1)
+            shown = pixels[place][..., 0] if pixels.shape[-1] == 1 else pixels[place]
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
             axes.set_title(_caption(targets[place], names), fontsize=8)
     return figure
 

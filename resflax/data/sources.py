@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -248,13 +249,11 @@ def _in_memory(source: ArraySource | DecodedSource, threads: int) -> ArraySource
     """All readable images, decoded once."""
     if isinstance(source, ArraySource):
         return source
-    size = len(source) * int(np.prod(source.image_shape))
-    if size > _MOST_BYTES:
-        raise UserError(
-            f"{len(source):,} images of {source.image_shape} are {size / 2**30:.0f} GiB, too many "
-            "to be kept in memory: set config.data.crop to 'resized' or 'scale', which decode them "
-            "when they are read."
-        )
+    _require_memory(
+        len(source),
+        source.image_shape,
+        "set config.data.crop to 'resized' or 'scale', which decode them when they are read.",
+    )
     indices = np.array_split(np.arange(len(source)), max(1, len(source) // 64))
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         batches = list(pool.map(source.test_batch, indices))
@@ -263,6 +262,16 @@ def _in_memory(source: ArraySource | DecodedSource, threads: int) -> ArraySource
         raise BadImagesError("none of the images can be read.")
     images, labels = (np.concatenate([b[name] for b in batches]) for name in ("image", "label"))
     return ArraySource(images[read], labels[read])
+
+
+def _require_memory(count: int, shape: tuple[int, ...], hint: str) -> None:
+    """Raises UserError, which says what to do, if so many images are too many for the memory."""
+    size = count * math.prod(shape)
+    if size > _MOST_BYTES:
+        raise UserError(
+            f"{count:,} images of {shape} are {size / 2**30:,.0f} GiB, too many to be kept in "
+            f"memory: {hint}"
+        )
 
 
 def _sample(source: ArraySource | DecodedSource) -> ArraySource:
@@ -306,6 +315,8 @@ def digits(config: ml_collections.ConfigDict) -> Raw:
     from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
+    shape = (config.image_size, config.image_size, 1)
+    _require_memory(len(pixels), shape, f"config.data.image_size {config.image_size} is too large.")
     pixels = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     side = (config.image_size, config.image_size)
     images = np.stack(
@@ -327,6 +338,8 @@ def procedural_shapes(config: ml_collections.ConfigDict) -> Raw:
     """
     options = config.shapes
     end = options.num_train + options.num_test
+    shape = (config.image_size, config.image_size, 3)
+    _require_memory(end, shape, "take a smaller config.data.image_size, or fewer images.")
     images, labels = shapes.render(
         range(end), seed=options.seed, size=config.image_size, difficulty=options.difficulty
     )

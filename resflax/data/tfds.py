@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from resflax import arguments
 from resflax.errors import UserError
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
@@ -215,7 +216,7 @@ def open_dataset(
 def root(data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
     """Where TFDS keeps data sets: here, or at $TFDS_DATA_DIR, or at ~/tensorflow_datasets."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(given).expanduser()
+    return arguments.path(given)
 
 
 def find(name: str, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:

@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from resflax import command
+from resflax.arguments import path_option
 from resflax.interop import keras as interop
 from resflax.interop.weights import Variables
 
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the rows of the named networks, or of all, and appends them to a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    parser.add_argument("--results", type=command.path, help="a CSV table that gets the rows")
+    parser.add_argument("--results", type=path_option, help="a CSV table that gets the rows")
     flags = parser.parse_args(arguments)
     unknown = sorted(set(flags.names) - set(APPLICATIONS))
     if unknown:

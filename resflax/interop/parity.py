@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from resflax import command
+from resflax.arguments import path_option
 from resflax.interop import peers
 from resflax.interop.torch import from_torch
 from resflax.interop.weights import Variables
@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Compares, prints a line for every comparison, and writes the table if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pattern", nargs="?", default="*", help="of our names or the library's")
-    parser.add_argument("--output", type=command.path, help="a .csv; its other rows are kept")
+    parser.add_argument("--output", type=path_option, help="a .csv; its other rows are kept")
     options = parser.parse_args(arguments)
     rows = _read(options.output) if options.output and options.output.exists() else {}
     worst = 0.0

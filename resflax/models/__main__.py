@@ -1,6 +1,5 @@
 """Prints the table of the networks, or of one network's parts: python -m resflax.models --help."""
 
-import argparse
 import csv
 import difflib
 import math
@@ -8,8 +7,8 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NoReturn
 
+from resflax.arguments import Parser
 from resflax.models import Count, Published, count, create_model, list_models, published
 from resflax.models.zoo import image_size
 
@@ -20,14 +19,6 @@ HEADINGS = ("network", "image", "parameters", "10^9 MACs", "top-1, %", "top-5, %
 FOOTNOTE = """
 top-1, top-5: errors as published of the network without overrides; resflax/models/published.csv has
 their sources."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2."""
-        self.exit(2, f"error: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ import functools
 from typing import Any, ClassVar
 
 from resflax.errors import UserError
+from resflax.models import checks
 from resflax.models.inception import (
     CEIL_MAX_POOL,
     SAME_MAX_POOL,
@@ -52,14 +53,15 @@ class BNInception(InceptionNet):
     Squeeze-excite gates stand after every module (SE, 1709.01507, Figure 2).
 
     Attributes:
-      conv_bias: biases in the convolutions before the norms, as some Caffe models have.
+      conv_bias: 'all': biases in the convolutions before the norms, as some Caffe models have;
+        'none'.
       width_4cd: channels out of modules 4c and 4d: 608 in the released Caffe models, 576 in
         TensorFlow-slim. Only the projections after their pools differ.
 
     The other attributes are those of InceptionNet.
     """
 
-    conv_bias: bool = False
+    conv_bias: str | bool = "none"
     width_4cd: int = 608
     bn_epsilon: float = 1e-5
 
@@ -86,7 +88,7 @@ class BNInception(InceptionNet):
     def layers(self, train: bool) -> Layers:
         """Convolutions with biases where asked for."""
         layers = super().layers(train)
-        conv = functools.partial(layers.conv, use_bias=self.conv_bias)
+        conv = functools.partial(layers.conv, use_bias=self.conv_bias == "all")
         return dataclasses.replace(layers, conv=conv)
 
 
@@ -94,12 +96,15 @@ def bn_inception(**arguments: Any) -> BNInception:
     """A BN-Inception: that of the released Caffe models, unless its arguments say otherwise.
 
     Args:
-      **arguments: of `BNInception`.
+      **arguments: of `BNInception`; a `conv_bias` that is true or false is 'all' or 'none'.
 
     Raises:
       UserError: if the arguments make no network.
     """
+    if isinstance(arguments.get("conv_bias"), bool):
+        arguments["conv_bias"] = "all" if arguments["conv_bias"] else "none"
     model = checked(BNInception(**arguments), narrowest_gate=256)
+    checks.choices(model, {"conv_bias": ("none", "all")})
     if model.width_4cd <= 480:
         raise UserError(
             f"width_4cd {model.width_4cd} must be more than 480, the channels of the branches "

@@ -1,11 +1,46 @@
 """What every family asks of its arguments; the messages say what would be right."""
 
-from collections.abc import Collection, Iterable
+import numbers
+import types
+import typing
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 
 from resflax.errors import UserError
+
+# Of an argument's type, what a value may be an instance of.
+_ACCEPTED = {bool: numbers.Integral, int: numbers.Integral, float: numbers.Real}
+
+# More than any network has of anything; without a limit, a slip takes all memory.
+_MOST = 2**16
+
+
+def typed(name: str, value: Any, hint: Any) -> None:
+    """Raises UserError if a value has not the type of its argument, or is no number to work with.
+
+    Args:
+      name: of the argument.
+      value: of it.
+      hint: its annotation; of types other than numbers, texts, sequences and None, all is taken.
+    """
+    union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [typing.get_origin(part) or part for part in union]
+    known = (bool, int, float, str, Sequence, type(None))
+    if not all(kind in known for kind in kinds):
+        return
+    if not any(_is(value, kind) for kind in kinds):
+        names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+        raise UserError(f"{name} {value!r} must be of type {names}.")
+    if _is(value, float) and not -_MOST <= value <= _MOST:
+        raise UserError(f"{name} {value} must be a finite number, of at most {_MOST:,}.")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, _ACCEPTED.get(kind, kind))
 
 
 def listed(values: Iterable[Any]) -> str:

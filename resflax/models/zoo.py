@@ -4,11 +4,13 @@ import difflib
 import fnmatch
 import functools
 import inspect
+import typing
 from typing import Any
 
 import flax.linen as nn
 
 from resflax.errors import UserError
+from resflax.models import checks
 from resflax.models.alexnet import alexnet, alexnet_owt
 from resflax.models.bn_inception import bn_inception
 from resflax.models.densenet import DenseNet, cifar_densenet, densenet
@@ -184,6 +186,9 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
         raise UserError(
             f"{name} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(known)}."
         )
+    hints = _hints(variant)
+    for key, value in overrides.items():
+        checks.typed(key, value, hints.get(key))
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     # Modules are hashed and compared, so what comes as a list (from JSON, say) becomes a tuple.
@@ -207,6 +212,12 @@ def image_size(name: str) -> int:
     if name.startswith(("cifar_", "wrn")):
         return 32
     return _IMAGE_SIZES.get(name.removeprefix("se_"), 224)
+
+
+def _hints(variant: functools.partial[Any]) -> dict[str, Any]:
+    """The types of a network's arguments."""
+    own = typing.get_type_hints(variant.func)
+    return typing.get_type_hints(own["return"]) | own
 
 
 def override_names(name: str) -> list[str]:

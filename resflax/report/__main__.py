@@ -14,6 +14,7 @@ import jax
 import rich.console
 
 from resflax import command
+from resflax.arguments import path_option
 from resflax.errors import UserError
 from resflax.report import plots, runs, study, table
 from resflax.workdir import write_atomically
@@ -28,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__.partition(":")[0] + ".",
         allow_abbrev=False,
     )
-    parser.add_argument("directories", nargs="+", type=command.path, metavar="DIR")
+    parser.add_argument("directories", nargs="+", type=path_option, metavar="DIR")
     for name in (*_FORMATS, "csv"):
-        parser.add_argument(f"--{name}", type=command.path, metavar="FILE", help="write the table")
-    parser.add_argument("--plots", type=command.path, metavar="DIR", help="write PNGs there")
+        parser.add_argument(f"--{name}", type=path_option, metavar="FILE", help="write the table")
+    parser.add_argument("--plots", type=path_option, metavar="DIR", help="write PNGs there")
     options = parser.parse_args(argv)
     # Only shapes are computed here, and the accelerators may be at work on the runs.
     jax.config.update("jax_platforms", "cpu")

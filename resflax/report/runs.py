@@ -70,7 +70,7 @@ def find(directories: Sequence[pathlib.Path]) -> list[Run]:
     seen: set[str] = set()
     found: list[pathlib.Path] = []
     for directory in directories:
-        if not directory.is_dir():
+        if not os.path.isdir(directory):
             raise UserError(f"{directory} is not a directory; name one that holds runs.")
         here = list(_walk(directory))
         if not here:
@@ -92,7 +92,7 @@ def read(path: pathlib.Path) -> Run:
     def attempt(reader: Callable[[pathlib.Path], Any], name: str) -> Any:
         try:
             return reader(path) if (path / name).exists() else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             text = _one_line(str(error).replace(f"{path}{os.sep}", ""))
             problems.append(text if name in text else f"{name}: {text}")
             return None
@@ -114,6 +114,7 @@ def read(path: pathlib.Path) -> Run:
             return _with(run, State.FAILED, f"{infinite[0]} is {result[infinite[0]]}.", *problems)
         if description is None and not problems:
             problems.append(f"{workdir_lib.DATASET} is missing.")
+        problems.append(_disagreement(result, metrics))
         seconds = _earlier_seconds(metrics, result["seconds"])
         run = dataclasses.replace(run, result=result, seconds=seconds)
         return _with(run, State.FINISHED, *problems)
@@ -206,17 +207,38 @@ def _result(path: pathlib.Path) -> dict[str, float]:
     """
     try:
         result = json.loads((path / workdir_lib.RESULT).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{workdir_lib.RESULT} cannot be read: {error}.") from None
     if not isinstance(result, dict):
         raise UserError(f"{workdir_lib.RESULT} is not the result of a run.")
+    numbers = {
+        name: value
+        for name, value in result.items()
+        if type(value) is float or (type(value) is int and abs(value) < 2**63)
+    }
     for name in (*_SHARES, "seconds"):
-        if type(result.get(name)) not in (int, float):
+        if name not in numbers:
             raise UserError(f"{workdir_lib.RESULT} has no number {name}.")
     for name in _SHARES:
         if result[name] < 0 or result[name] > 1:
             raise UserError(f"{workdir_lib.RESULT}: {name} {result[name]} is not from 0 to 1.")
-    return {name: value for name, value in result.items() if type(value) in (int, float)}
+    if numbers["seconds"] < 0:
+        raise UserError(f"{workdir_lib.RESULT}: seconds {numbers['seconds']} is negative.")
+    return numbers
+
+
+def _disagreement(result: dict[str, float], metrics: curves.Metrics) -> str:
+    """What the result says otherwise than the metrics; '': nothing."""
+    evaluations = [line["eval/top1"] for line in metrics if "eval/top1" in line]
+    if not evaluations:
+        return ""
+    for name, value in zip(_SHARES, (evaluations[-1], max(evaluations)), strict=True):
+        if not math.isclose(result[name], value, abs_tol=1e-6):
+            return (
+                f"{name} is {result[name]} in {workdir_lib.RESULT}, and {value} by "
+                f"{workdir_lib.METRICS}."
+            )
+    return ""
 
 
 def _earlier_seconds(metrics: curves.Metrics, seconds: float) -> float:

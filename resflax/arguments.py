@@ -1,0 +1,77 @@
+"""Command lines: one line about what is wrong with them, and exit code 2."""
+
+import argparse
+import ast
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from resflax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit code 2."""
+        fail(message)
+
+
+def path(name: str | pathlib.Path) -> pathlib.Path:
+    """The path that a person names, with ~ as their home; there may be nothing yet.
+
+    Raises:
+      UserError: if it begins with the ~ of nobody, or no file system can have it.
+    """
+    try:
+        expanded = pathlib.Path(name).expanduser()
+        if max(len(os.fsencode(part)) for part in (*expanded.parts, "")) > 255:
+            raise UserError(f"{str(name)[:50]}... has a name of more than 255 bytes in it.")
+    except RuntimeError:
+        raise UserError(f"{str(name)[:50]!r} is in no known home directory.") from None
+    return expanded
+
+
+def path_option(text: str) -> pathlib.Path:
+    """The `type` of an option that takes a path: a shell leaves the ~ of --option=~/x as it is.
+
+    Raises:
+      argparse.ArgumentTypeError: if there can be no such path.
+    """
+    try:
+        return path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """'NAME=VALUE' in two.
+
+    Raises:
+      UserError: if it is no such text.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise UserError(f"{text!r} must be NAME=VALUE.")
+    return name, value
+
+
+def value(text: str) -> Any:
+    """'16' -> 16, but 'A' -> 'A'."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def values(texts: Sequence[str]) -> dict[str, Any]:
+    """['folder.path=x', 'image_size=16'] -> {'folder.path': 'x', 'image_size': 16}."""
+    return {name: value(text) for name, text in map(assignment, texts)}
+
+
+def fail(message: str) -> NoReturn:
+    """Says in one line what is wrong; ends with exit code 2."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
