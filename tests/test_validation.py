@@ -31,8 +31,8 @@ from resflax import validation
         ("optim.lr", float("inf"), "must be finite"),
         ("optim.lr", 1e39, "must be finite"),  # infinite in float32
         ("optim.step_factor", float("nan"), "must be finite"),
-        ("optim.step_epochs", (1.0, float("inf")), "must be finite"),
-        ("model.skip_scale", float("inf"), "must be finite"),
+        ("optim.step_epochs", (1.0, float("inf")), "at most 1,000,000"),
+        ("model.skip_scale", float("inf"), "a finite number"),
         ("data.crop_ratio", (0.75, float("inf")), "must be finite"),
         ("augment.erasing_value", float("nan"), "must be finite"),
         ("optim.warmup_epochs", 3.0, "longer than config.train.epochs"),
