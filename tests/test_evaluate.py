@@ -159,7 +159,7 @@ def folder(root, colours):
         for name, colour in colours.items():
             (root / split / name).mkdir(parents=True)
             for i in range(8):
-                Image.new("RGB", (16, 16), (colour, 10 * i, 90)).save(
+                Image.new("RGB", (16, 16), (colour, 10 * i, 255 - colour)).save(
                     root / split / name / f"{i}.png"
                 )
     return root
