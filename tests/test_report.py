@@ -345,9 +345,6 @@ def test_the_report_writes_tables_and_pictures(make, tmp_path, capsys):
 def test_what_a_file_says_is_text_in_every_format(make, tmp_path, capsys):
     path = make("<b>|[red]", 0.5, init_from="<i>|[/red]*")
     (make("other", seed=1) / workdir_lib.ERROR).write_text("[/bold] <script> | x\n")
-    # Of all runs: in the title and the summary.
-    for file in path.parent.glob(f"*/{workdir_lib.CONFIG}"):
-        file.write_text(file.read_text().replace('"shapes"', '"<script>\\n\\n# |"'))
     files = {name: tmp_path / name for name in ("markdown", "html")}
     assert main([str(path.parent), *(f"--{n}={f}" for n, f in files.items())]) == 0
     assert "[/bold] <script> | x" in capsys.readouterr().out
@@ -355,8 +352,21 @@ def test_what_a_file_says_is_text_in_every_format(make, tmp_path, capsys):
     assert "<script>" not in web
     assert "<i>" not in web
     assert "\\<i\\>\\|\\[/red\\]\\*" in page
-    assert web.count("on &lt;script&gt;") == 2
-    assert " on \\<script\\> # \\|: 2 runs" in page
+
+
+def test_what_all_runs_say_is_text_in_the_title_and_the_summary(tmp_path):
+    for seed in (0, 1):
+        text = config_lib.to_json(network(seed=seed))
+        (tmp_path / f"run{seed}").mkdir()
+        (tmp_path / f"run{seed}" / workdir_lib.CONFIG).write_text(
+            text.replace('"cifar_resnet20"', '"<script>\\n\\n# |"')
+        )
+    files = {name: tmp_path / name for name in ("markdown", "html")}
+    assert main([str(tmp_path), *(f"--{n}={f}" for n, f in files.items())]) == 0
+    web, page = (files[name].read_text() for name in ("html", "markdown"))
+    assert "<script>" not in web
+    assert web.count("# | on shapes: 2 runs") == 2
+    assert page.startswith("\\<script\\> # \\| on shapes: 2 runs")
 
 
 def figures(path):
