@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -99,3 +101,24 @@ def test_a_workdir_without_a_run_gets_one_line(tmp_path, capsys):
     assert evaluate.main(["--workdir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error == f"error: {tmp_path} holds no run: config.json: No such file or directory.\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("eval.batch_size", -5, "config.eval.batch_size -5 must be at least 1"),
+        ("data.source", "nothing", "config.data.source 'nothing' is not one of"),
+        ("data.image_size", 10**9, "config.data.image_size 1000000000 must be at most 16,384"),
+        ("train.label_smoothing", "x", "label_smoothing"),
+    ],
+)
+def test_a_config_of_a_run_is_validated_as_training_does(tmp_path, capsys, field, value, right):
+    fields = plain_config().to_dict()
+    group, name = field.split(".")
+    fields[group][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert evaluate.main(["--workdir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'config.json'}: ")
+    assert right in error
+    assert error.count("\n") == 1
