@@ -391,3 +391,10 @@ def test_grey_images_have_no_colour_to_change(name):
 def test_luma_is_of_one_channel_or_three(settings):
     with pytest.raises(AugmentationError, match="1 or 3 channels, and these have 2"):
         augmented(np.zeros((2, 8, 8, 2), np.uint8), **settings)
+
+
+def test_pixels_are_normalised_where_types_must_be_told():
+    images = np.full((1, 2, 2, 3), 51, np.uint8)
+    with jax.numpy_dtype_promotion("strict"):
+        normalized = augmentation.normalizer((0.1,) * 3, (0.5,) * 3)(images)
+    np.testing.assert_allclose(normalized, 0.2, rtol=1e-6)

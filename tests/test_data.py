@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from small import config as small_config
 
-from resflax.data import augmentation, examples, pipeline, sources
+from resflax import UserError
+from resflax.data import augmentation, examples, gallery, pipeline, sources
 
 
 def numbered(n):
@@ -170,3 +171,13 @@ def test_half_of_the_images_are_mirrored():
 def test_an_image_is_augmented_by_its_own_key():
     images, result, augment, keys = augmented(crop_padding=2, flip=True)
     np.testing.assert_array_equal(augment(keys[8:16], images[8:16]), result[8:16])
+
+
+def test_a_picture_of_two_channels_is_refused(tmp_path):
+    arrays = {"train_images": np.zeros((4, 16, 16, 2), np.uint8), "train_labels": [0, 1, 0, 1]}
+    arrays |= {"test_images": arrays["train_images"], "test_labels": [0, 1, 0, 1]}
+    np.savez(tmp_path / "two.npz", **arrays)
+    path = str(tmp_path / "two.npz")
+    config = small_config(**{"data.source": "arrays", "data.arrays.path": path})
+    with pytest.raises(UserError, match="have 2 channels; a picture shows 1"):
+        gallery.draw(config, tmp_path / "a.png")

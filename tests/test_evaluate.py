@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -189,3 +191,24 @@ def test_data_that_moved_are_evaluated_and_trained_on_where_they_are(tmp_path, c
         evaluate.evaluate_run(run, data={"folder.path": str(other)})
     with pytest.raises(UserError, match="no field 'nothing'; it has source, "):
         evaluate.evaluate_run(run, data={"nothing": 1})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("eval.batch_size", -5, "config.eval.batch_size -5 must be at least 1"),
+        ("data.source", "nothing", "config.data.source 'nothing' is not one of"),
+        ("data.image_size", 10**9, "config.data.image_size 1000000000 must be at most 16,384"),
+        ("train.label_smoothing", "x", "label_smoothing"),
+    ],
+)
+def test_a_config_of_a_run_is_validated_as_training_does(tmp_path, capsys, field, value, right):
+    fields = plain_config().to_dict()
+    group, name = field.split(".")
+    fields[group][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert evaluate.main(["--workdir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'config.json'}: ")
+    assert right in error
+    assert error.count("\n") == 1
