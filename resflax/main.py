@@ -43,6 +43,7 @@ _EXPECT_DEVICES = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
     """Runs the experiment of the flags."""
+    runtime.keep_going_unheard()
     if len(argv) > 1:
         command.fail(
             f"unexpected argument {argv[1]!r}; there are --config FILE.py and --workdir DIR."

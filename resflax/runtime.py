@@ -8,15 +8,19 @@ The command lines call `configure()` first; a script that trains or evaluates ga
 What the user has set in the environment, or in jax.config, stays as it is.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import importlib.metadata
 import importlib.util
+import io
 import mmap
 import os
 import pathlib
 import platform
+import sys
 import warnings
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -70,6 +74,33 @@ def make_deterministic() -> None:
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if _DETERMINISTIC_FLAG not in flags and _jaxlib_has(f"{_DETERMINISTIC_FLAG}\0"):
         os.environ["XLA_FLAGS"] = f"{flags} --{_DETERMINISTIC_FLAG}=true".strip()
+
+
+def keep_going_unheard() -> None:
+    """Lets what the process prints be lost where its disk is full, or its reader is gone.
+
+    A run that is logged to a full disk would end otherwise.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            descriptor = stream.fileno()
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # there is none, or no file behind it
+            continue
+        # Without a buffer, which would keep what cannot be written and fail again at the exit.
+        output: Any = _Output(descriptor, "w", closefd=False)
+        wrapper = io.TextIOWrapper(output, stream.encoding, stream.errors, write_through=True)
+        setattr(sys, name, wrapper)
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any) -> int:
+        rest = bytes(data)
+        with contextlib.suppress(OSError):
+            while rest:
+                rest = rest[os.write(self.fileno(), rest) :]
+        return len(data)
 
 
 @dataclasses.dataclass

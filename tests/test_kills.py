@@ -1,5 +1,6 @@
 """A process that is killed again and again comes to the parameters of an undisturbed one."""
 
+import os
 import pathlib
 import random
 import signal
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import resflax
+from resflax import workdir as workdir_lib
 from resflax.checkpoint import store
 
 # All that could go wrong: averages, dropout, stochastic depth, mixup, augmentation, momentum.
@@ -87,6 +89,44 @@ def test_a_run_that_is_killed_gives_the_same_bits(tmp_path, placement, kills, ep
     assert log.count("resumed after step") >= kills - 1
     assert "damaged" not in log
     assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def killed_in(process, folder, name, times):
+    """Kills a process in a save or a deletion: so many of them later; what is left of it."""
+    seen, found = 0, []
+    while seen < times:
+        before, found = found, [p for p in os.listdir(folder) if p.startswith(name)]
+        seen += bool(found) and not before
+        assert not process.ended, process.finish()
+    time.sleep(random.uniform(0, 0.02) if name == "unfinished" else 0)
+    process.send(signal.SIGKILL)
+    result = process.finish(60)
+    assert result.code == -signal.SIGKILL, result
+    return result.output, [p for p in os.listdir(folder) if p.startswith(("unfinished", "deleted"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unfinished", "deleted"])
+def test_kills_in_saves_and_in_deletions_give_the_same_bits(tmp_path, name):
+    """A checkpoint is saved, and another one deleted, every two steps."""
+    flags = ("--config.train.epochs=60", *every(1))
+    whole(tmp_path / "whole", *flags)
+    workdir = tmp_path / "killed"
+    (workdir / "checkpoints").mkdir(parents=True)
+    workdir_lib.write_atomically(
+        workdir / "config.json", (tmp_path / "whole/config.json").read_text()
+    )
+    log, left, kills = "", [], 15
+    for _ in range(kills):
+        process = start(workdir, *flags)
+        output, names = killed_in(process, workdir / "checkpoints", name, random.randint(1, 3))
+        log += output
+        left += names
+    log += whole(workdir, *flags)
+    print(f"{len(left)} of {kills} kills left something of a save or a deletion: {left}")
+    assert "damaged" not in log
+    assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir())
+    assert_same(tmp_path / "whole", workdir)
 
 
 @pytest.mark.slow

@@ -94,14 +94,15 @@ def mounted(image, folder):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def cut(process, image, copy):
-    """What is on the disk of a process at this moment."""
+def cut(process, image, workdir, copy):
+    """Copies the disk of a process at one moment; returns the last step that has a name then."""
     process.send(signal.SIGSTOP)
     try:
+        last = max(store.steps(workdir))
         while True:  # until nothing was written meanwhile
             shutil.copyfile(image, copy)
             if filecmp.cmp(image, copy, shallow=False):
-                return
+                return last
     finally:
         process.send(signal.SIGCONT)
 
@@ -143,10 +144,12 @@ def test_a_power_cut_leaves_a_good_state(tmp_path, keep):
         process = forked.Process("resflax.main", *flags, "--workdir", workdir)
         process.wait_for(workdir / "checkpoints" / str(4 * every))
         for number in range(CUTS):
-            time.sleep(rng.uniform(0.5, 4))
-            assert not process.ended, process.finish()
-            cut(process, image, tmp_path / f"cut{number}")
-            latest.append(max(store.steps(workdir)))
+            before = max(store.steps(workdir))
+            while max(store.steps(workdir)) == before:
+                assert not process.ended, process.finish()
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 2))
+            latest.append(cut(process, image, workdir, tmp_path / f"cut{number}"))
         process.send(signal.SIGKILL)
         process.finish()
     for number, last in enumerate(latest):

@@ -201,3 +201,17 @@ def test_a_cache_that_cannot_be_written_is_told_once(tmp_path):
     assert cache == "None"
     assert errors.count("Warning") == 1
     assert "XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR" in errors
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_process_whose_output_is_full_goes_on(works):
+    program = (
+        "from resflax import runtime; import sys; import rich.console\n"
+        f"if {works}: runtime.keep_going_unheard()\n"
+        "print('x'); rich.console.Console().print('y'); print('z', file=sys.stderr)"
+    )
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=full, check=False
+        )
+    assert (process.returncode == 0) == works

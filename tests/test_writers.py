@@ -236,3 +236,20 @@ def test_a_run_with_a_full_disk_at_every_writer_ends_well(tmp_path):
     assert json.loads((workdir / "result.json").read_text())["eval/top1"] >= 0
     assert result.output.count("metrics.jsonl cannot be written: No space left on device.") == 1
     assert result.output.count("tfevents") == 1
+
+
+LOG_TO_FULL_DISK = """
+import os, runpy, sys
+del sys.argv[1]
+for number in (1, 2):
+    os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+runpy.run_module("resflax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.long
+def test_a_run_whose_log_has_no_room_ends_well(tmp_path):
+    arguments = ("--config", "tests/plain.py", "--workdir", tmp_path / "run")
+    result = forked.run("-c", LOG_TO_FULL_DISK, *arguments)
+    assert result.code == 0, result
+    assert (tmp_path / "run/result.json").exists()
