@@ -25,17 +25,23 @@ COMMANDS = (
 )
 
 
+# Where the tests run in the background, processes may ignore SIGINT; this one does not.
+UNIGNORED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def interrupted(command, seconds, module="-m"):
     """Exit code and errors of a command line that is interrupted so long after its first import."""
     process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", module, *command],
+        [sys.executable, "-c", UNIGNORED, "-X", "importtime", module, *command],
         cwd=ROOT,
         env=dict(os.environ, JAX_PLATFORMS="cpu"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background, it may be ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stderr:
         if line.rpartition("|")[2].strip() == "resflax.entry":
@@ -67,6 +73,6 @@ def test_ctrl_c_at_any_moment_is_one_line(command):
 
 def test_a_program_that_imports_the_package_keeps_its_own_ctrl_c():
     code = "import signal, resflax; print(signal.getsignal(signal.SIGINT))"
-    command = [sys.executable, "-c", code, "-m", "resflax.main"]
+    command = [sys.executable, "-c", UNIGNORED, "-c", code, "-m", "resflax.main"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "default_int_handler" in output
