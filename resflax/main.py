@@ -82,10 +82,6 @@ def main(argv: list[str]) -> None:
             raise
         # The file system has something against it, such as a disk that is full.
         command.fail(f"{error.filename or workdir}: {error.strerror}.")
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() > 1:
-            error.add_note(processes.BROKEN)
-        raise
     except (Stopped, KeyboardInterrupt) as stop:
         print(f"stopped; the same command with --workdir {workdir} goes on.", file=sys.stderr)
         sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)

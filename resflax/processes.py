@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -205,8 +206,8 @@ def together() -> Iterator[None]:
 
     The failing process stores its error with `tell`. Each process then has GRACE_SECONDS to end by
     itself; after that it prints the error and ends with the failing process's exit code. Errors of
-    jax (JaxRuntimeError) are not told: usually they follow from the death of another process, and
-    jax names that one.
+    jax's runtime are not told, and get the note BROKEN: usually they follow from the death of
+    another process, and jax names that one.
     """
     if jax.process_count() == 1:
         yield
@@ -216,12 +217,13 @@ def together() -> Iterator[None]:
     listener.start()
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        if _failure() is not None:
-            listener.join()  # which ends this process
-        fate.ended.set()
-        raise
     except Exception as error:
+        if _is_of_runtime(error):
+            if _failure() is not None:
+                listener.join()  # which ends this process
+            fate.ended.set()
+            error.add_note(BROKEN)
+            raise
         tell(type(error), error)
         # The caller reports the error, and jax's shutdown may wait for the other processes. The
         # listener, which has read the failure by then, ends this process.
@@ -267,9 +269,10 @@ def tell(kind: object, error: BaseException | None, _: object = None) -> None:
 
     Args:
       kind: the class of the error; not used.
-      error: that ends this process. None, jax's own errors and requests to stop are not stored.
+      error: that ends this process. None, errors of jax's runtime and requests to stop are not
+        stored.
     """
-    if not isinstance(error, Exception) or isinstance(error, jax.errors.JaxRuntimeError):
+    if not isinstance(error, Exception) or _is_of_runtime(error):
         return
     if jax.process_count() == 1:
         return
@@ -279,6 +282,15 @@ def tell(kind: object, error: BaseException | None, _: object = None) -> None:
     # The store refuses a second failure, and all of them once the coordinator is gone.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         compat.coordination_client().key_value_set(_FAILURE, failure)
+
+
+def _is_of_runtime(error: Exception) -> bool:
+    """Whether the error may come from a collective whose other side is gone."""
+    # Where the value of an array is read, jax raises its status as a ValueError: 'UNKNOWN: Gloo'.
+    is_status = isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error)) is not None
+    return isinstance(error, jax.errors.JaxRuntimeError) or (
+        is_status and not isinstance(error, UserError)
+    )
 
 
 def _failure() -> str | None:

@@ -125,4 +125,6 @@ def pytest_cmdline_main(config: pytest.Config):
     files = sorted(others) if unnamed else []
     command = [sys.executable, "-m", "pytest", *config.invocation_params.args, *files]
     eight = subprocess.run(command, env=_ENVIRONMENT | {_VARIABLE: "8"}, check=False).returncode
-    return code if code == pytest.ExitCode.TESTS_FAILED else eight
+    if code == pytest.ExitCode.TESTS_FAILED or eight == pytest.ExitCode.NO_TESTS_COLLECTED:
+        return code
+    return eight

@@ -243,7 +243,8 @@ def test_where_one_dies_the_others_end_and_name_it(tmp_path, victim):
     finally:
         survivor.kill()
     assert survivor.returncode == -signal.SIGABRT
-    assert processes.BROKEN in errors
+    # Without a leader, jax may end the process before its own error is printed.
+    assert victim == 0 or processes.BROKEN in errors
     assert ("the leader task" if victim == 0 else "Task 1 heartbeat timeout") in errors.replace(
         processes.BROKEN, ""
     )
