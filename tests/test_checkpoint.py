@@ -18,7 +18,6 @@ import pytest
 from resflax.checkpoint import Checkpointer, CheckpointError, SaveError, store
 from resflax.checkpoint import saver as saver_lib
 from resflax.checkpoint.__main__ import main
-from resflax.checkpoint.manifest import Manifest
 from resflax.parallel import DataParallel
 from resflax.train_state import create_train_state
 
@@ -137,10 +136,8 @@ def test_of_equals_the_latest_is_the_best_and_what_is_not_finite_never(tmp_path)
 
     def kept(saver):
         saver.wait()
-        manifests = {
-            s: Manifest.read(store.directory(tmp_path) / str(s)) for s in store.steps(tmp_path)
-        }
-        return saver.best, store.best(manifests), list(manifests)
+        metrics = {s: store.read(tmp_path, s).metrics for s in store.steps(tmp_path)}
+        return saver.best, store.best(metrics), list(metrics)
 
     with contextlib.closing(Checkpointer(tmp_path, keep=1)) as saver:
         saver.save(at(state, 1), {}, {"top1": 0.9, "loss": float("nan")})

@@ -189,7 +189,7 @@ def test_data_that_moved_are_evaluated_and_trained_on_where_they_are(tmp_path, c
     other = folder(tmp_path / "other", {"ant": 0, "bee": 200})
     with pytest.raises(UserError, match="differ in their classes: number 0 is 'ant' and 'cat'"):
         evaluate.evaluate_run(run, data={"folder.path": str(other)})
-    with pytest.raises(UserError, match="no field 'nothing'; it has source, "):
+    with pytest.raises(UserError, match="no field 'nothing'; it has arrays"):
         evaluate.evaluate_run(run, data={"nothing": 1})
 
 

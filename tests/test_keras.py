@@ -213,7 +213,7 @@ def test_a_file_without_a_top_starts_a_training(tmp_path):
         lambda x: jax.device_put(np.ones(x.shape, x.dtype)), (state.params, state.batch_stats)
     )
     state = state.replace(params=params, batch_stats=stats)
-    started = transfer.start(state, config, 3)
+    started = transfer.start(state, config, ("a", "b", "c"))
     values = {
         part: np.unique(jax.tree.leaves(tree)[0]).tolist() for part, tree in started.params.items()
     }
