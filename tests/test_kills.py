@@ -93,11 +93,12 @@ def test_a_run_that_is_killed_gives_the_same_bits(tmp_path, placement, kills, ep
 
 def killed_in(process, folder, name, times):
     """Kills a process in a save or a deletion: so many of them later; what is left of it."""
-    seen, found = 0, []
+    seen, found = 0, set(os.listdir(folder))  # with what the kill before has left
     while seen < times:
-        before, found = found, [p for p in os.listdir(folder) if p.startswith(name)]
-        seen += bool(found) and not before
+        before, found = found, {p for p in os.listdir(folder) if p.startswith(name)}
+        seen += bool(found - before)
         assert not process.ended, process.finish()
+        time.sleep(0.0005)
     time.sleep(random.uniform(0, 0.02) if name == "unfinished" else 0)
     process.send(signal.SIGKILL)
     result = process.finish(60)
