@@ -316,6 +316,189 @@ BREAKS = (
     ),
     # Two sweeps are at work in one directory.
     Break("launch/lock.py", "fcntl.LOCK_EX |", "fcntl.LOCK_SH |", "tests/test_lock.py"),
+    # --- what loses runs, or shows a wrong number ------------------------------------------------
+    # A power cut leaves a checkpoint's name without its bytes.
+    Break(
+        "resflax/checkpoint/saver.py",
+        "            disk.sync_tree(path)\n",
+        "            pass\n",
+        "tests/test_power.py",
+    ),
+    # A deletion that is cut short leaves half a checkpoint.
+    Break(
+        "resflax/checkpoint/store.py",
+        "    (directory(workdir) / str(step)).rename(path)\n",
+        "    path = directory(workdir) / str(step)\n",
+        "tests/test_checkpoint.py tests/test_power.py",
+    ),
+    # A checkpoint that was cut short in its deletion stays for ever.
+    Break(
+        "resflax/checkpoint/store.py",
+        "                _remove(path)\n\n\ndef _remove",
+        "                pass\n\n\ndef _remove",
+        "tests/test_checkpoint.py",
+    ),
+    # A write that fails leaves its temporary file.
+    Break(
+        "resflax/disk.py",
+        "            temporary.unlink()",
+        "            pass",
+        "tests/test_disk.py",
+    ),
+    # A full disk leaves half a record.
+    Break(
+        "resflax/writers.py",
+        "                self._file.truncate(end)",
+        "                pass",
+        "tests/test_writers.py",
+    ),
+    # A dead owner holds the lock.
+    Break(
+        "resflax/lock.py",
+        "            return not owner.lives",
+        "            return False",
+        "tests/test_run_lock.py",
+    ),
+    # An owner that was replaced writes on.
+    Break(
+        "resflax/lock.py",
+        "        if self._is_lost:",
+        "        if False:",
+        "tests/test_run_lock.py",
+    ),
+    # A process that has a dead owner's number holds its lock.
+    Break(
+        "resflax/lock.py",
+        'return _started(self.pid) in ("", self.process)',
+        "return True",
+        "tests/test_run_lock.py",
+    ),
+    # A step under another number is gone on from.
+    Break(
+        "resflax/checkpoint/origin.py",
+        "    if manifest.step not in (None, step):",
+        "    if False:",
+        "tests/test_origin.py",
+    ),
+    # A config that was edited by hand is evaluated.
+    Break(
+        "resflax/checkpoint/origin.py",
+        '    if "config" in facts and "config" in run:',
+        "    if False:",
+        "tests/test_origin.py",
+    ),
+    # Skipped updates count from each start.
+    Break(
+        "resflax/checkpoint/saver.py",
+        '            "skipped": state.skipped,',
+        '            "skipped": 0 * state.skipped,',
+        "tests/test_checkpoint.py",
+    ),
+    # A state whose parameters overflowed is saved.
+    Break(
+        "resflax/progress.py",
+        "        if not_finite is not None:",
+        "        if False:",
+        "tests/test_failure.py",
+    ),
+    # An image with a logit of NaN has a finite loss.
+    Break(
+        "resflax/metrics.py",
+        "jnp.where(finite, cross_entropy(logits, labels), jnp.nan)",
+        "cross_entropy(logits, labels)",
+        "tests/test_metrics.py",
+    ),
+    # An evaluation that is not finite is the best.
+    Break(
+        "resflax/checkpoint/store.py",
+        "    return metrics[BEST_METRIC] if finite else -1.0",
+        "    return metrics[BEST_METRIC]",
+        "tests/test_checkpoint.py tests/test_failure.py",
+    ),
+    # A number that float32 cannot hold is taken.
+    Break(
+        "resflax/validation.py",
+        "not abs(part) <= _LARGEST",
+        "not abs(part) <= math.inf",
+        "tests/test_validation.py",
+    ),
+    # A config may have fields of its own.
+    Break(
+        "resflax/command.py",
+        "        config_lib.require_whole(config)",
+        "        pass",
+        "tests/test_command.py tests/test_config.py",
+    ),
+    # Pixels from 0 to 1 are taken for those from 0 to 255.
+    Break(
+        "resflax/data/preprocessing.py",
+        '(array.dtype.kind == "f" and high <= 1)',
+        "False",
+        "tests/test_preprocessing.py",
+    ),
+    # Classes in another order are evaluated.
+    Break(
+        "resflax/data/sources.py",
+        "    if difference := other_names(found.label_names, trained.label_names):",
+        "    if difference := None:",
+        "tests/test_evaluate.py",
+    ),
+    # A channel that never varies is divided by zero.
+    Break(
+        "resflax/data/sources.py",
+        "np.where(variance > _NO_VARIANCE, variance, 1.0)",
+        "variance",
+        "tests/test_sources.py",
+    ),
+    # Hidden files are images.
+    Break(
+        "resflax/data/folder.py",
+        '    return name.startswith(".") or name in _SYSTEM',
+        "    return False",
+        "tests/test_folder.py",
+    ),
+    # An archive may unpack to any size.
+    Break(
+        "resflax/data/idx.py",
+        "archive.read(size + 1)",
+        "archive.read()",
+        "tests/test_arrays.py tests/test_prepare.py",
+    ),
+    # A damaged library is loaded.
+    Break(
+        "resflax/ops/library.py",
+        '        if _is_own(file) and file.stem.endswith(f"-{_digest(file.read_bytes())}"):',
+        "        if _is_own(file):",
+        "tests/test_library.py",
+    ),
+    # Another user's library is loaded.
+    Break(
+        "resflax/ops/library.py",
+        "    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022",
+        "    return True",
+        "tests/test_library.py",
+    ),
+    # The second signal waits for a save.
+    Break(
+        "resflax/interruption.py",
+        "            _stop_at_once(128 + number)",
+        "            raise KeyboardInterrupt",
+        "tests/test_interruption.py",
+    ),
+    # The summary of runs is code in a page.
+    Break(
+        "resflax/report/table.py",
+        "html.escape(summary(study))",
+        "summary(study)",
+        "tests/test_report.py",
+    ),
+    # Other processes do not learn that one has failed.
+    Break(
+        "resflax/processes.py",
+        "        tell(type(error), error)\n        # The",
+        "        # The",
+        "tests/test_processes.py -k one_fails",
+    ),
 )
 
 
