@@ -35,8 +35,8 @@ def read_metrics(
 
     Args:
       path: a file with one JSON object a line, each with a "step" and an "epoch".
-      report: is told of every other line that is not one, which is then left out; None: such a
-        line is an error.
+      report: called with a line about every other line that is not one, which is left out; None:
+        such a line is an error.
 
     Returns:
       The lines in order of step, with their numeric entries only.

@@ -1,4 +1,4 @@
-"""Files and directories that are whole or not there, also after a power cut."""
+"""Writes files and directories so that a power cut leaves them whole or not there."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ def write(path: pathlib.Path, data: bytes, *, durable: bool = True) -> None:
     Args:
       path: of the file; its directory exists.
       data: the whole of it.
-      durable: whether a power cut right after this call leaves it; it waits for the disk.
+      durable: whether to wait for the disk, so that the file outlives a power cut.
 
     Raises:
       OSError: if it cannot be written; what was there is there, and nothing stays beside it.

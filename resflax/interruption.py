@@ -37,7 +37,7 @@ class Requests:
         """None was made so far.
 
         Args:
-          notify: called as soon as the first one is known here.
+          notify: called as soon as this process knows of the first request.
         """
         self._notify = notify
         self._signal: int | None = None

@@ -95,7 +95,7 @@ class Lock:
 
         Args:
           directory: to write to; it exists.
-          report: is told whom this process waits for.
+          report: called with a line about the process that this one waits for.
         """
         self._path = directory / FILE
         self._owner = Owner.here()
@@ -135,7 +135,7 @@ class Lock:
             )
 
     def stopping(self) -> None:
-        """Lets whoever wants the directory wait for the end of this process."""
+        """Marks the lock, so that other processes wait for this one to end."""
         self._owner = dataclasses.replace(self._owner, stopping=True)
         draft = self._path.with_name(f".{FILE}.{self._owner.token}")
         # Where this cannot be written, others are refused instead.
@@ -144,7 +144,7 @@ class Lock:
                 draft.replace(self._path)
 
     def release(self) -> None:
-        """Gives it back, where this process has it."""
+        """Removes the lock if this process holds it."""
         if self._beats is None:
             return
         self._ended.set()
@@ -261,8 +261,8 @@ def held(
 
     Args:
       directory: of a run; it exists.
-      report: is told whom this process waits for.
-      attempt: calls `Lock.take` on the process of several that writes, and tells all.
+      report: called with a line about the process that this one waits for.
+      attempt: calls `Lock.take` on the process of several that writes; returns its result on all.
 
     Yields:
       The lock.

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        # The file system has something against it, such as a disk that is full.
+        # The file system refuses, for example because the disk is full.
         command.fail(f"{error.filename or workdir}: {error.strerror}.")
     except (Stopped, KeyboardInterrupt) as stop:
         print(f"stopped; the same command with --workdir {workdir} goes on.", file=sys.stderr)

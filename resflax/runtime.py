@@ -77,9 +77,9 @@ def make_deterministic() -> None:
 
 
 def keep_going_unheard() -> None:
-    """Lets what the process prints be lost where its disk is full, or its reader is gone.
+    """Discards printed text that cannot be written: the disk is full, or the reader is gone.
 
-    A run that is logged to a full disk would end otherwise.
+    Without this, a full disk under its log would end a run.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

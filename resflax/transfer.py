@@ -113,7 +113,7 @@ def start(
       state: one copy, before its first step.
       config: of the run.
       label_names: of its data.
-      report: is told what was loaded, what is new and what trains.
+      report: called with lines about what was loaded, what is new and what trains.
 
     Raises:
       TransferError: if there are no such weights, or they are another network's or not finite.

@@ -1,6 +1,6 @@
 """Where a run's metrics go: metrics.jsonl, TensorBoard's event files, and curves.png.
 
-A run lives without them: what cannot be written is reported once, and the run goes on.
+A run does not need them: a file that cannot be written is reported once, and the run goes on.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ class Attempts:
         """Nothing has failed so far.
 
         Args:
-          report: is told of each file that cannot be written, once.
+          report: called once for each file that cannot be written, with a line about it.
         """
         self._report = report
         self._reported: set[str] = set()
 
     def __call__(self, path: pathlib.Path, write: Callable[[], None]) -> None:
-        """Writes to a file; where the file system has something against it, says so."""
+        """Writes to a file, and reports it if the file system refuses."""
         try:
             write()
         except OSError as error:
@@ -71,7 +71,7 @@ class MetricWriter:
           workdir: of the run.
           first_step: what an interrupted run wrote after this step is done again; TensorBoard
             forgets it, and readers of metrics.jsonl see it in the order of the lines.
-          report: is told of each file that cannot be written, once.
+          report: called once for each file that cannot be written, with a line about it.
         """
         self._workdir = workdir
         self._attempt = Attempts(report)
@@ -117,7 +117,7 @@ class MetricWriter:
             if lines:
                 title = f"{self._workdir.parent.name}/{self._workdir.name}"
                 curves.plot_curves(lines, picture, title=title)
-        # Of numbers that nobody foresaw, matplotlib raises anything; a run is worth more.
+        # Matplotlib may raise anything for unusual numbers, and a picture must not end a run.
         except Exception as error:
             why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             self._attempt.failed(picture, why)
@@ -125,7 +125,7 @@ class MetricWriter:
 
 
 class _Records:
-    """A file that grows by whole records: of one that cannot be written, nothing stays."""
+    """A file that grows by whole records: a record that cannot be written leaves nothing."""
 
     def __init__(self, path: pathlib.Path, beginning: bytes = b""):
         """Opens nothing.
@@ -139,7 +139,7 @@ class _Records:
         self._file: io.FileIO | None = None
 
     def append(self, record: bytes) -> None:
-        """Raises OSError if it cannot be written."""
+        """Writes a record behind the others; raises OSError if it cannot be written."""
         if self._file is None:
             self.path.parent.mkdir(exist_ok=True)
             self._file = self.path.open("ab", buffering=0)
@@ -155,13 +155,13 @@ class _Records:
         self._beginning = b""
 
     def close(self) -> None:
-        """Raises OSError if the file system says only now what it has against the records."""
+        """Closes the file; raises OSError if the file system reports a failed write only now."""
         if self._file is not None:
             self._file.close()
 
 
 def _beginning(first_step: int) -> bytes:
-    """Of an event file: its version, and from which step on TensorBoard forgets what it has."""
+    """The first two events of a file: its version, and the step from which older events go."""
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     return _record(event_pb2.Event(file_version="brain.Event:2")) + _record(
         event_pb2.Event(step=first_step + 1, session_log=start)

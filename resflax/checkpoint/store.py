@@ -14,8 +14,8 @@ from resflax.checkpoint import origin
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.errors import UserError
 
-# In front of the step, in the name of a checkpoint that is not all on the disk yet, or that goes.
-# No reader takes such a directory for a checkpoint, whatever of it a kill or a power cut leaves.
+# Prefixes of the directory of a checkpoint that is not complete on the disk yet, or that is being
+# deleted. Readers ignore such directories, whatever a kill or a power cut leaves in them.
 UNFINISHED = "unfinished"
 _DELETED = "deleted"
 
@@ -74,7 +74,7 @@ def best(metrics: Mapping[int, Mapping[str, float]]) -> int | None:
 
 
 def kept(metrics: Mapping[int, Mapping[str, float]], keep: int) -> set[int]:
-    """Of these steps, so many of the latest, and the best: see `best`."""
+    """The steps to keep: the latest `keep`, and the best one (see `best`)."""
     steps = set(sorted(metrics)[-keep:])
     first = best(metrics)
     return steps if first is None else steps | {first}
@@ -86,7 +86,7 @@ def unfinished(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def finish(workdir: pathlib.Path, step: int) -> None:
-    """Gives a checkpoint its name; when it has it, a power cut leaves it there, whole.
+    """Gives a complete checkpoint its name, and syncs it: after that it outlives a power cut.
 
     Args:
       workdir: of the run.
@@ -106,7 +106,7 @@ def finish(workdir: pathlib.Path, step: int) -> None:
 
 
 def delete(workdir: pathlib.Path, step: int) -> None:
-    """Deletes a checkpoint: whole, or it is still there whole, whenever the process is killed.
+    """Deletes a checkpoint. After a kill in between, readers find it whole or not at all.
 
     Raises:
       OSError: if it cannot be deleted.
@@ -118,17 +118,17 @@ def delete(workdir: pathlib.Path, step: int) -> None:
 
 
 def sweep(workdir: pathlib.Path, report: Callable[[str], None] = lambda text: None) -> None:
-    """Removes what interrupted saves and deletions have left.
+    """Removes the directories that interrupted saves and deletions have left.
 
     Args:
       workdir: of the run, which nobody else saves into.
-      report: is told of each save.
+      report: called with a line for each interrupted save.
     """
     for path in sorted(directory(workdir).glob("*")):
         if _LEFTOVER.fullmatch(path.name):
             if not path.name.startswith(_DELETED):
                 report(f"{path} is removed: its save was interrupted.")
-            # What cannot be removed now is in nobody's way.
+            # Readers ignore a directory that cannot be removed.
             with contextlib.suppress(OSError):
                 _remove(path)
 
