@@ -251,36 +251,47 @@ def test_where_one_dies_the_others_end_and_name_it(tmp_path, victim):
     group[victim].communicate()
 
 
-# The process that fails does so when it reads the metrics of its third step.
+# The process that fails does so when it opens its data, or reads the metrics of its third step.
 FAILING = """
 import runpy, sys
 from resflax import errors, progress
+from resflax.data import sources
+
+def load(*rest):
+    raise {error}
 
 def steps(self, step, *rest):
     if step == 3:
         raise {error}
 
-progress.Progress.steps = steps
+if {early}:
+    sources.load = load
+else:
+    progress.Progress.steps = steps
 sys.argv[0] = "resflax.main"
 runpy.run_module("resflax.main", run_name="__main__", alter_sys=True)
 """
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    ("victim", "error", "code", "text"),
+    ("victim", "error", "code", "text", "early"),
     [
-        pytest.param(1, "RuntimeError('a bug')", 1, "RuntimeError: a bug", marks=pytest.mark.long),
-        pytest.param(0, "RuntimeError('a bug')", 1, "RuntimeError: a bug", marks=pytest.mark.slow),
-        pytest.param(1, "errors.UserError('mend it')", 2, "mend it", marks=pytest.mark.slow),
-        pytest.param(
-            0, "OSError(28, 'No space left', 'file')", 2, "No space left", marks=pytest.mark.slow
-        ),
+        (1, "RuntimeError('a bug')", 1, "RuntimeError: a bug", False),
+        (1, "errors.UserError('mend it')", 2, "mend it", True),
+        slow(0, "RuntimeError('a bug')", 1, "RuntimeError: a bug", False),
+        slow(1, "errors.UserError('mend it')", 2, "mend it", False),
+        slow(0, "OSError(28, 'No space left', 'file')", 2, "No space left", False),
     ],
 )
-def test_where_one_fails_the_others_end_with_its_error(tmp_path, victim, error, code, text):
+@pytest.mark.long
+def test_where_one_fails_the_others_end_with_its_error(tmp_path, victim, error, code, text, early):
     place = ("--coordinator", f"localhost:{free_port()}", "--num_processes", "2")
     flags = (*ENDLESS, *place, "--workdir", str(tmp_path / "run"))
-    failing = ("-c", FAILING.format(error=error))
+    failing = ("-c", FAILING.format(error=error, early=early))
     group = [
         launch(*flags, "--process_id", str(i), program=failing if i == victim else PROGRAM)
         for i in range(2)
