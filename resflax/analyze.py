@@ -102,6 +102,7 @@ def _parser() -> command.Parser:
         add(
             "--set",
             action="append",
+            type=assignment,
             default=[],
             metavar="ARG=V[,V...]",
             help="of the untrained: every combination of values",
@@ -109,6 +110,7 @@ def _parser() -> command.Parser:
         add(
             "--data",
             action="append",
+            type=assignment,
             default=[],
             metavar="FIELD=V",
             help="of config.data, such as source=digits: other images than the run's, or shapes",
@@ -126,7 +128,7 @@ def _parser() -> command.Parser:
 def _subjects(options: argparse.Namespace, images: int) -> list[subject.Subject]:
     if not options.model and not options.workdir:
         raise UserError("--model NAME or --workdir DIR is required.")
-    settings = {name: _values(text) for name, text in map(assignment, options.set)}
+    settings = {name: _values(text) for name, text in options.set}
     data = values(options.data)
     subjects = []
     for name in options.model:

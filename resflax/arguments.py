@@ -5,7 +5,7 @@ import ast
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from resflax.errors import UserError
@@ -47,14 +47,14 @@ def path_option(text: str) -> pathlib.Path:
 
 
 def assignment(text: str) -> tuple[str, str]:
-    """'NAME=VALUE' in two.
+    """The `type` of an option NAME=VALUE: the name and the text of the value.
 
     Raises:
-      UserError: if it is no such text.
+      argparse.ArgumentTypeError: if the text is not of this form.
     """
     name, equals, value = text.partition("=")
     if not name or not equals or not value:
-        raise UserError(f"{text!r} must be NAME=VALUE.")
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE.")
     return name, value
 
 
@@ -62,13 +62,13 @@ def value(text: str) -> Any:
     """'16' -> 16, but 'A' -> 'A'."""
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # as it documents
         return text
 
 
-def values(texts: Sequence[str]) -> dict[str, Any]:
-    """['folder.path=x', 'image_size=16'] -> {'folder.path': 'x', 'image_size': 16}."""
-    return {name: value(text) for name, text in map(assignment, texts)}
+def values(assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """[('folder.path', 'x'), ('image_size', '16')] -> {'folder.path': 'x', 'image_size': 16}."""
+    return {name: value(text) for name, text in assignments}
 
 
 def fail(message: str) -> NoReturn:

@@ -15,7 +15,7 @@ import jax
 from jax import lax
 
 from resflax import checkpoint, metrics, runtime, steps, validation
-from resflax.arguments import Parser, values
+from resflax.arguments import Parser, assignment, values
 from resflax.data import augmentation, pipeline, sources, transforms
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
@@ -131,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         action="append",
+        type=assignment,
         default=[],
         metavar="FIELD=V",
         help="of config.data, such as folder.path=DIR: where the images are now",

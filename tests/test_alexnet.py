@@ -381,6 +381,8 @@ def test_parameter_paths_and_shapes_are_frozen(model, frozen):
         (alexnet_owt, {"num_classes": 0}, "at least 1"),
         (cifar_nin, {"widths": ((8,), (8,))}, "three lists"),
         (cifar_nin, {"widths": ((8,), (8,), ())}, "three lists"),
+        (cifar_nin, {"widths": (8, 8, 8)}, "three lists"),
+        (cifar_nin, {"widths": ((8,), (8,), ("x",))}, "three lists"),
         (cifar_nin, {"num_classes": 0}, "at least 1"),
         (cifar_nin, {"dropout": 1.0}, "less than 1"),
     ],

@@ -57,7 +57,10 @@ def test_networks_of_one_name_are_told_apart(tmp_path):
         (("signal",), "--model NAME or --workdir DIR is required"),
         (("signal", "--model", "cifar_resnet20", "--batch", "0"), "0 must be at least 1"),
         (("signal", "--model", "resnet-50"), "no network 'resnet-50'"),
-        (("signal", "--model", "cifar_resnet20", "--set", "depth"), "must be NAME=VALUE"),
+        (
+            ("signal", "--model", "cifar_resnet20", "--set", "depth"),
+            "argument --set: 'depth' must be NAME=VALUE",
+        ),
         (("signal", "--model", "cifar_resnet20", "--set", "dept=8"), "no argument 'dept'"),
         (("signal", "--model", "cifar_resnet20", "--images", "-1"), "must be at least 1"),
         (("signal", "--model", "cifar_resnet20", "--images", "0"), "must be at least 1"),

@@ -497,7 +497,7 @@ def test_main_finds_a_batch(capsys, monkeypatch, configured, stock_process):
     [
         (["--model", "nope"], "There is no network 'nope'"),
         (["--model", "resnet18", "--size", "7"], "images of 7 x 7 pixels"),
-        (["--model", "resnet18", "--set", "depth"], "--set 'depth' must be ARGUMENT=VALUE"),
+        (["--model", "resnet18", "--set", "depth"], "argument --set: 'depth' must be NAME=VALUE"),
         (["--model", "resnet18", "--set", "se_reduction=x"], "must be of type int"),
         (["--model", "resnet18", "--set", "what=3"], "has no argument 'what'"),
         (["--model", "resnet18", "--repeats", "2"], "--repeats 2 must be at least 3"),

@@ -1,7 +1,6 @@
 """Times networks, beside peers: python -m resflax.bench --model se_resnext50_32x4d --peer timm."""
 
 import argparse
-import ast
 import functools
 import gc
 import json
@@ -9,14 +8,12 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from resflax import runtime
-from resflax.arguments import Parser, path_option
+from resflax.arguments import Parser, assignment, path_option, values
 from resflax.bench import ours, peers, report, roofline
 from resflax.bench.capacity import largest_batch
 from resflax.bench.case import MODES, Case
@@ -71,7 +68,14 @@ def _parser() -> Parser:
     add(
         "--model", action="append", required=True, metavar="NAME", help="a network; repeat for more"
     )
-    add("--set", action="append", default=[], metavar="ARG=VALUE", help="of them all: shortcut=A")
+    add(
+        "--set",
+        action="append",
+        type=assignment,
+        default=[],
+        metavar="ARG=VALUE",
+        help="of them all: shortcut=A",
+    )
     add("--size", type=int, metavar="PIXELS", help="side of the images; default: as published on")
     add("--batch", type=int, metavar="N", help="images in a step; default: 16 on a CPU, else 256")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -126,34 +130,16 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _cases(options: argparse.Namespace) -> Iterator[Case]:
-    overrides = dict(map(_override, options.set))
+    overrides = values(options.set)
     modes = MODES if options.mode == "both" else (options.mode,)
     for name in options.model:
-        model = _model(name, {"dtype": jnp.dtype(options.dtype), **overrides})
+        model = create_model(name, **{"dtype": jnp.dtype(options.dtype), **overrides})
         size = image_size(name) if options.size is None else options.size
         # It says which sizes would have been right.
         count(model, (size, size, 3))
         # Inference first: the device remembers its highest peak of memory, which is training's.
         for mode in modes:
             yield Case(name, model, size, options.batch, mode)
-
-
-def _model(name: str, overrides: dict[str, Any]) -> nn.Module:
-    try:
-        return create_model(name, **overrides)
-    except TypeError as error:  # such as a word where a number should be
-        raise UserError(f"--set has a value of a wrong type: {error}.") from error
-
-
-def _override(text: str) -> tuple[str, Any]:
-    """'se_reduction=4' -> ('se_reduction', 4); what is no literal of Python is a string."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text!r} must be ARGUMENT=VALUE.")
-    try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return name, value
 
 
 def _entries(case: Case, options: argparse.Namespace) -> list[Entry]:

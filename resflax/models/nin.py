@@ -134,11 +134,18 @@ def cifar_nin(widths: Sequence[Sequence[int]] = WIDTHS, **arguments: Any) -> NIN
       UserError: if an argument makes no network.
     """
     # Modules are hashed and compared.
+    if len(widths) != len(KERNEL_SIZES) or not all(map(_is_block, widths)):
+        raise UserError(f"widths {widths} must be three lists of numbers of at least 1.")
     model = NIN(widths=tuple(map(tuple, widths)), **arguments)
-    if len(model.widths) != len(KERNEL_SIZES) or not all(
-        block and min(block) >= 1 for block in model.widths
-    ):
-        raise UserError(f"widths {model.widths} must be three lists of numbers of at least 1.")
     checks.positive(model, "num_classes")
     checks.rates(model, "dropout")
     return model
+
+
+def _is_block(widths: Any) -> bool:
+    """Whether they are the widths of a block's convolutions."""
+    return (
+        isinstance(widths, list | tuple)
+        and len(widths) > 0
+        and all(isinstance(width, int) and width >= 1 for width in widths)
+    )
