@@ -337,10 +337,6 @@ def test_a_command_line(number, trained, tmp_path):
     assert_documented(result)
 
 
-# Of these, an edit to another value that may be is found by comparing them with the manifest; here
-# they are only damaged, until that is so. Numbers of seconds nothing else tells.
-UNCOMPARED = ("config.json", "dataset.json")
-
 FILES = ("config.json", "metrics.jsonl", "manifest.json", "result.json", "dataset.json")
 VALUES = [
     None, True, False, "", "x", "é", "nan", "<b>\n", [], {}, [[]], [None], [1, "a"], {"a": {}},
@@ -469,27 +465,24 @@ def results(folder):
     evaluated = run(folder, "resflax.evaluate", "--workdir", "run")
     verified = run(folder, "resflax.checkpoint", "verify", "run")
     restored = run(folder, "restore", "")
+    resumed = run(
+        folder, "resflax.main", "--config", CONFIG, "--config.train.epochs=2", "--workdir", "run"
+    )
+    longer = run(folder, "restore", "") if resumed.code == 0 else resumed
     return {
         "report": (report, [row.split(",")[:7] for row in table.splitlines()]),
         "evaluate": (evaluated, evaluated.output),
         "verify": (verified, verified.output.replace(str(folder), "")),
         "restore": (restored, restored.output),
+        "resume": (resumed, longer.output),
     }
 
 
 @pytest.fixture(scope="module")
-def undamaged(trained):
-    return {name: numbers for name, (_, numbers) in results(trained.parent).items()}
-
-
-def is_other_value(name, old, new):
-    """Whether a content is sound in itself, and only its values are others."""
-    if name not in UNCOMPARED:
-        return False
-    try:
-        return json.loads(old) != json.loads(new)
-    except (ValueError, RecursionError):
-        return False
+def undamaged(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undamaged")
+    shutil.copytree(trained, folder / "run")
+    return {name: numbers for name, (_, numbers) in results(folder).items()}
 
 
 @pytest.mark.parametrize("number", range(DAMAGES))
@@ -499,7 +492,7 @@ def test_a_damaged_file(number, trained, undamaged, tmp_path):
     file = max((tmp_path / "run").rglob(name))
     damage, old = Damage(number), file.read_bytes()
     how, new = damage(old)
-    while new == old or is_other_value(name, old, new):
+    while new == old:
         how, new = damage(old)
     print(name, how, new[:2000])
     file.write_bytes(new)

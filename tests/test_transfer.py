@@ -213,9 +213,9 @@ def test_a_classifier_that_the_weights_lack_is_the_fresh_one(tmp_path):
         )
         if left_out != "fc.":
             with pytest.raises(ValueError, match=f"1 missing: {left_out}"):
-                transfer.start(state, config, 10)
+                transfer.start(state, config, list(map(str, range(10))))
             continue
-        started = transfer.start(state, config, 10).eval_variables
+        started = transfer.start(state, config, list(map(str, range(10)))).eval_variables
         assert changed(given, started) == {"params": {"head"}, "batch_stats": set()}
         jax.tree.map(np.testing.assert_array_equal, started["params"]["head"], state.params["head"])
 
@@ -225,7 +225,7 @@ def test_a_pickle_is_told_how_to_convert_it(name, tmp_path):
     (tmp_path / name).write_bytes(b"never read")
     config = imagenet_config(tmp_path / name)
     with pytest.raises(resflax.UserError, match=r"is a pickle.*python -c 'from safetensors"):
-        transfer.start(None, config, 10)
+        transfer.start(None, config, list(map(str, range(10))))
 
 
 def test_weights_of_torchvision_start_a_run(folder, tmp_path):
