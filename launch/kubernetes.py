@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from launch import resources
-from resflax import workdir as workdir_lib
-from resflax.arguments import path_option
 from resflax.errors import UserError
+from resflax.process.arguments import path_option
+from resflax.run import workdir as workdir_lib
 
 if TYPE_CHECKING:
     from launch.runs import Run

@@ -21,7 +21,7 @@ def held(directory: pathlib.Path) -> Iterator[int]:
     The lock is the kernel's: it goes with the last process that has the file open, whatever ended
     it. A run that has inherited the descriptor holds it too, so that a sweep which was killed is
     not begun again beside the runs that it left. On NFS no run inherits it: there the lock of each
-    run's own directory (see resflax.lock) keeps a second process out.
+    run's own directory (see resflax.run.lock) keeps a second process out.
 
     Yields:
       The descriptor of the lock's file.

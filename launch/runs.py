@@ -12,8 +12,8 @@ from typing import Any
 
 import ml_collections
 
-from resflax import command
 from resflax.errors import UserError
+from resflax.process import command
 
 SEED = "seed"
 

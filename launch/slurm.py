@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launch import lock, resources
-from resflax import workdir as workdir_lib
 from resflax.errors import UserError
+from resflax.run import workdir as workdir_lib
 
 if TYPE_CHECKING:
     from launch.runs import Run

@@ -10,7 +10,7 @@ import re
 from launch import signals
 from launch.runs import Run
 from resflax import config as config_lib
-from resflax import workdir as workdir_lib
+from resflax.run import workdir as workdir_lib
 
 # What an executor leaves in a run's directory: all that the run printed, and, until it starts
 # again, the last error of a run that failed, in one line.

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from launch import runs
-from resflax import command
-from resflax.arguments import path_option
 from resflax.errors import UserError
+from resflax.process import command
+from resflax.process.arguments import path_option
 
 # Modules, imported when they are asked for, with `submit(runs, options) -> exit code` and
 # `add_arguments(parser)` for the options of their own. Bad input raises UserError there.

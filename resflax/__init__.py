@@ -11,9 +11,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from resflax import entry  # noqa: F401  (first: what follows takes seconds to import)
 from resflax.errors import UserError
 from resflax.models import count, create_model, list_models
+from resflax.process import entry  # noqa: F401  (first: what follows takes seconds to import)
 
 if TYPE_CHECKING:
     import flax.linen as nn

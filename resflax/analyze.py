@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import rich.console
 
-from resflax import command, runtime
 from resflax.analysis import (
     arguments,
     cam,
@@ -27,8 +26,9 @@ from resflax.analysis import (
     units,
 )
 from resflax.analysis.result import Result
-from resflax.arguments import assignment, path_option, value, values
 from resflax.errors import UserError
+from resflax.process import command, runtime
+from resflax.process.arguments import assignment, path_option, value, values
 
 
 class What(NamedTuple):

@@ -68,7 +68,7 @@ def base() -> ml_collections.ConfigDict:
     train.batch_size = 128  # images a step, over all devices
     train.grad_accumulation = 1  # equal parts of a batch, one after another, for less memory
     train.epochs = 30.0  # passes over the training images
-    train.steps_per_call = 0  # steps in one dispatch, the same results; 0: see resflax.assembly
+    train.steps_per_call = 0  # steps in one dispatch, the same results; 0: see resflax.build
     train.label_smoothing = 0.0  # probability spread over all classes
     train.aux_weight = 0.3  # of the loss of each auxiliary classifier
     train.trainable = ".*"  # regular expression that begins the paths of parameters to be trained

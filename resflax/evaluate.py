@@ -14,11 +14,12 @@ from typing import Any
 import jax
 from jax import lax
 
-from resflax import checkpoint, metrics, runtime, steps, validation
-from resflax.arguments import Parser, assignment, values
+from resflax import checkpoint, metrics, steps, validation
 from resflax.data import augmentation, pipeline, sources, transforms
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
+from resflax.process import runtime
+from resflax.process.arguments import Parser, assignment, values
 
 
 def evaluator(

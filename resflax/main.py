@@ -3,7 +3,7 @@
 The same command with the same --workdir resumes. Exit code 2: bad input, or numbers that are not
 finite, with one line that says so; 130, 143 and 129: stopped by Ctrl-C, SIGTERM or SIGHUP (a closed
 terminal), with its state saved; a second signal does not wait for that.
-One run may have several processes: see resflax.processes.
+One run may have several processes: see resflax.process.distributed.
 """
 
 import datetime
@@ -14,8 +14,8 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from resflax import arguments, command, processes, runtime
 from resflax.errors import UserError
+from resflax.process import arguments, command, distributed, runtime
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's directory; default: runs/CONFIG-DATASET/TIME."
@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_enum(
     "processes",
     None,
-    processes.MODES,
+    distributed.MODES,
     "Whether the run has several processes: auto: as SLURM, Kubernetes, Open MPI or a Cloud TPU "
     "started them; manual: as the next three flags say. Default: manual where they are given, off.",
 )
@@ -58,11 +58,11 @@ def main(argv: list[str]) -> None:
         runtime.make_deterministic()
     try:
         _start_processes()
-    except processes.ProcessError as error:
+    except distributed.ProcessError as error:
         command.fail(str(error))
     # Imported now: what is wrong with the flags has been said before the libraries load.
-    from resflax.interruption import Stopped
-    from resflax.replay import replay
+    from resflax.run.interruption import Stopped
+    from resflax.run.replay import replay
     from resflax.train import train_and_evaluate
 
     programs = runtime.count_programs()
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         command.fail(f"--workdir {error}")
     try:
-        with processes.together():
+        with distributed.together():
             (replay if _REPLAY.value else train_and_evaluate)(command.CONFIG.value, workdir)
     except UserError as error:
         command.fail(str(error))
@@ -94,29 +94,29 @@ def _start_processes() -> None:
     place = [flag.name for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if flag.present]
     mode = _PROCESSES.value or ("manual" if place else "off")
     if mode != "manual" and place:
-        raise processes.ProcessError(f"--processes {mode} excludes --{place[0]}.")
+        raise distributed.ProcessError(f"--processes {mode} excludes --{place[0]}.")
     if mode == "off":
         if _EXPECT_DEVICES.value is not None:
-            processes.require_devices(_EXPECT_DEVICES.value)
+            distributed.require_devices(_EXPECT_DEVICES.value)
         return
     if _WORKDIR.value is None:
-        raise processes.ProcessError(
+        raise distributed.ProcessError(
             "several processes need --workdir: a directory that all of them see."
         )
-    processes.start(_place() if mode == "manual" else None, _START_SECONDS.value)
-    processes.require_devices(_EXPECT_DEVICES.value)
-    topology = processes.topology()
+    distributed.start(_place() if mode == "manual" else None, _START_SECONDS.value)
+    distributed.require_devices(_EXPECT_DEVICES.value)
+    topology = distributed.topology()
     if jax.process_index() == 0:
         print(topology)
 
 
-def _place() -> processes.Place:
+def _place() -> distributed.Place:
     coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if coordinator is None or count is None or number is None:
-        raise processes.ProcessError(
+        raise distributed.ProcessError(
             "--processes manual needs --coordinator, --num_processes and --process_id."
         )
-    return processes.Place(coordinator, count, number)
+    return distributed.Place(coordinator, count, number)
 
 
 def _default_workdir() -> str:

@@ -12,29 +12,21 @@ import jax
 import ml_collections
 import optax
 
-from resflax import (
-    assembly,
-    checkpoint,
-    failure,
-    interruption,
-    lock,
-    optimizers,
-    processes,
-    transfer,
-    validation,
-)
+from resflax import build, checkpoint, optimizers, transfer, validation
 from resflax import config as config_lib
-from resflax import workdir as workdir_lib
 from resflax.analysis.monitor import Monitor
-from resflax.console import Console
 from resflax.data import pipeline, sources
 from resflax.errors import UserError
 from resflax.evaluate import evaluator
 from resflax.models import count, repeat
 from resflax.parallel import DataParallel
-from resflax.progress import Progress
+from resflax.process import distributed
+from resflax.run import failure, interruption, lock
+from resflax.run import workdir as workdir_lib
+from resflax.run.console import Console
+from resflax.run.progress import Progress
+from resflax.run.writers import Attempts, MetricWriter
 from resflax.train_state import TrainState
-from resflax.writers import Attempts, MetricWriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,26 +85,26 @@ def _train(
     """See train_and_evaluate; `held` has the directory until all of it is written."""
     start = time.monotonic()
     validation.validate(config, jax.device_count())
-    processes.require_same(config_lib.to_json(config), "config")
+    distributed.require_same(config_lib.to_json(config), "config")
     parallel = DataParallel.over(config.parallel.mode)
     is_main = jax.process_index() == 0
     console = Console(active=is_main)
     dataset = sources.load(config.data, console.print)
-    batches, examples = assembly.training_data(config, dataset, parallel)
+    batches, examples = build.training_data(config, dataset, parallel)
     total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
-    steps_per_call = assembly.steps_per_call(
+    steps_per_call = build.steps_per_call(
         config, batches.steps_per_epoch, total_steps, on_devices=bool(examples)
     )
-    processes.on_first(lambda: workdir_lib.make(workdir))
-    own = held.enter_context(lock.held(workdir, console.print, processes.on_first))
-    processes.on_first(lambda: workdir_lib.open_run(workdir, config, checkpoint.configs(workdir)))
+    distributed.on_first(lambda: workdir_lib.make(workdir))
+    own = held.enter_context(lock.held(workdir, console.print, distributed.on_first))
+    distributed.on_first(lambda: workdir_lib.open_run(workdir, config, checkpoint.configs(workdir)))
     _introduce(console, config, dataset, parallel, workdir)
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
-    state = assembly.create_state(config, model, dataset, schedule, parallel)
+    state = build.create_state(config, model, dataset, schedule, parallel)
     train_step = {
-        n: assembly.train_step(config, dataset, parallel, n, on_devices=bool(examples))
+        n: build.train_step(config, dataset, parallel, n, on_devices=bool(examples))
         for n in {1, steps_per_call}
     }
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
@@ -122,13 +114,13 @@ def _train(
         checkpointer = _checkpointer(config, workdir, dataset, console)
         stack.callback(checkpointer.close)
         # Before it waits for a save, which may wait for the other processes.
-        stack.push(processes.tell)
+        stack.push(distributed.tell)
         # Also where too many of them stop the run.
         note_bad = _bad_files(workdir, dataset, console)
         stack.callback(note_bad)
         state = resume(state, config, dataset, checkpointer, batches, parallel, console)
         step = first_step = int(parallel.single(state).step)
-        processes.on_first(lambda: _begin(workdir, config, dataset, first_step, total_steps))
+        distributed.on_first(lambda: _begin(workdir, config, dataset, first_step, total_steps))
         if first_step:
             console.print(f"resumed after step {first_step} of {total_steps}")
 
@@ -158,7 +150,7 @@ def _train(
             evaluates = saves or _due(step, config.eval.every_epochs, batches, total_steps)
             if not (evaluates or stops):
                 continue
-            processes.on_first(own.check)
+            distributed.on_first(own.check)
             # Before a state is evaluated or saved, it must have been seen to be finite.
             pending.tell(progress, parallel)
             progress.parameters(step, checkpoint.spoilt(parallel.single(state)))

@@ -15,13 +15,14 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from resflax import arguments, checkpoint
+from resflax import checkpoint
 from resflax import config as config_lib
 from resflax.data import sources
 from resflax.errors import UserError
 from resflax.interop import keras, torch
 from resflax.models import layers, repeat
 from resflax.models.interception import intercepted
+from resflax.process import arguments
 from resflax.train_state import TrainState
 
 PyTree = Any

@@ -153,7 +153,7 @@ BREAKS = (
     # --- resflax ---------------------------------------------------------------------------------
     # Convolutions stay with YNNPACK.
     Break(
-        "resflax/runtime.py",
+        "resflax/process/runtime.py",
         "{_CONVOLUTION_FLAG}=-{",
         "{_CONVOLUTION_FLAG}={",
         "tests/test_runtime.py -k flag",
@@ -188,7 +188,7 @@ BREAKS = (
     ),
     # The key of the next step is recorded.
     Break(
-        "resflax/failure.py",
+        "resflax/run/failure.py",
         "jnp.asarray(key_data)), error.step - 1)",
         "jnp.asarray(key_data)), error.step)",
         "tests/test_failure.py",
@@ -347,28 +347,28 @@ BREAKS = (
     ),
     # A full disk leaves half a record.
     Break(
-        "resflax/writers.py",
+        "resflax/run/writers.py",
         "                self._file.truncate(end)",
         "                pass",
         "tests/test_writers.py",
     ),
     # A dead owner holds the lock.
     Break(
-        "resflax/lock.py",
+        "resflax/run/lock.py",
         "            return not owner.lives",
         "            return False",
         "tests/test_run_lock.py",
     ),
     # An owner that was replaced writes on.
     Break(
-        "resflax/lock.py",
+        "resflax/run/lock.py",
         "        if self._is_lost:",
         "        if False:",
         "tests/test_run_lock.py",
     ),
     # A process that has a dead owner's number holds its lock.
     Break(
-        "resflax/lock.py",
+        "resflax/run/lock.py",
         'return _started(self.pid) in ("", self.process)',
         "return True",
         "tests/test_run_lock.py",
@@ -396,7 +396,7 @@ BREAKS = (
     ),
     # A state whose parameters overflowed is saved.
     Break(
-        "resflax/progress.py",
+        "resflax/run/progress.py",
         "        if not_finite is not None:",
         "        if False:",
         "tests/test_failure.py",
@@ -424,7 +424,7 @@ BREAKS = (
     ),
     # A config may have fields of its own.
     Break(
-        "resflax/command.py",
+        "resflax/process/command.py",
         "        config_lib.require_whole(config)",
         "        pass",
         "tests/test_command.py tests/test_config.py",
@@ -480,7 +480,7 @@ BREAKS = (
     ),
     # The second signal waits for a save.
     Break(
-        "resflax/interruption.py",
+        "resflax/run/interruption.py",
         "            _stop_at_once(128 + number)",
         "            raise KeyboardInterrupt",
         "tests/test_interruption.py",
@@ -494,10 +494,10 @@ BREAKS = (
     ),
     # Other processes do not learn that one has failed.
     Break(
-        "resflax/processes.py",
+        "resflax/process/distributed.py",
         "        tell(type(error), error)\n        # The",
         "        # The",
-        "tests/test_processes.py -k one_fails",
+        "tests/test_distributed.py -k one_fails",
     ),
 )
 

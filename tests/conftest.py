@@ -43,8 +43,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # it has those of the process that 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from resflax import runtime  # noqa: E402
 from resflax.ops import native  # noqa: E402
+from resflax.process import runtime  # noqa: E402
 
 runtime.configure()
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["resflax.train", "resflax.replay", "resflax.command"])
+CONTEXT.set_forkserver_preload(["resflax.train", "resflax.run.replay", "resflax.process.command"])
 
 
 def xla_flags(devices=1):

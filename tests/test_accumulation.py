@@ -10,7 +10,7 @@ import optax
 import pytest
 from plain import config as plain_config
 
-from resflax import assembly, steps
+from resflax import build, steps
 from resflax import config as config_lib
 from resflax.data import sources
 from resflax.parallel import DataParallel
@@ -119,9 +119,9 @@ def test_a_config_has_batches_in_parts():
         parallel = DataParallel.over("jit", jax.devices()[:1])
         dataset = sources.load(config.data)
         model = config_lib.build_model(config, 10)
-        state = assembly.create_state(config, model, dataset, lambda step: 0.1, parallel)
+        state = build.create_state(config, model, dataset, lambda step: 0.1, parallel)
         batch = parallel.put(dataset.train.train_batch(np.arange(32), np.arange(32)))
-        compiled = assembly.train_step(config, dataset, parallel).lower(state, batch).compile()
+        compiled = build.train_step(config, dataset, parallel).lower(state, batch).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
         last = compiled(state, batch)[1]["loss"]
         if parts == 1:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import resflax
-from resflax import runtime
 from resflax.bench import __main__ as command
 from resflax.bench import capacity, ours, peers, report, roofline, rounds, stock
 from resflax.bench.case import Case
 from resflax.bench.rounds import Costs, Entry, Result
+from resflax.process import runtime
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")

@@ -7,10 +7,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from resflax import command
-from resflax.arguments import path as path_of
-from resflax.arguments import path_option
 from resflax.errors import UserError
+from resflax.process import command
+from resflax.process.arguments import path as path_of
+from resflax.process.arguments import path_option
 
 # Of how ml_collections imports a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

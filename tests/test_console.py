@@ -4,10 +4,10 @@ import forked
 import pytest
 
 import resflax
-from resflax.console import Console, stages
-from resflax.curves import read_metrics
-from resflax.progress import NonFiniteError, Progress
-from resflax.writers import MetricWriter
+from resflax.run.console import Console, stages
+from resflax.run.curves import read_metrics
+from resflax.run.progress import NonFiniteError, Progress
+from resflax.run.writers import MetricWriter
 
 METRICS = {"loss": 1.0, "top1": 0.5, "grad_norm": 2.0, "layer_norms": (2.0,), "skipped": 0.0}
 
@@ -59,7 +59,7 @@ def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
 
 CLOSED = """
 import os, pty, sys
-from resflax.console import Console
+from resflax.run.console import Console
 ours, theirs = pty.openpty()
 os.dup2(theirs, 1)
 os.close(theirs)
@@ -103,7 +103,7 @@ def test_what_is_not_finite_stops_the_run_with_its_step(name, value):
 def test_steps_of_one_call_are_seen_one_by_one(monkeypatch):
     lines = {}
     now = [0.0]
-    monkeypatch.setattr("resflax.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("resflax.run.progress.time.monotonic", lambda: now[0])
 
     class Writer:
         def write(self, step, epoch, means):

@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from resflax import curves
+from resflax.run import curves
 
 
 def _train(step, loss=0.5, rate=0.1, **extra):

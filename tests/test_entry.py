@@ -44,7 +44,7 @@ def interrupted(command, seconds, module="-m"):
         text=True,
     )
     for line in process.stderr:
-        if line.rpartition("|")[2].strip() == "resflax.entry":
+        if line.rpartition("|")[2].strip() == "resflax.process.entry":
             break
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)

@@ -8,9 +8,10 @@ import pytest
 from plain import config as plain_config
 
 import resflax
-from resflax import checkpoint, evaluate, failure, progress, replay, train
+from resflax import checkpoint, evaluate, train
 from resflax.checkpoint import store
 from resflax.errors import UserError
+from resflax.run import failure, progress, replay
 
 # An update of this rate makes the next loss infinite or NaN.
 DIVERGING = {"optim.lr": 1e20, "optim.momentum": 0.0, "train.epochs": 4.0}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resflax import workdir
 from resflax.data import folder, sources
 from resflax.data.bad import UnreadableImage
+from resflax.run import workdir
 
 
 def save(path, colour, size=(20, 12), **kwargs):

@@ -9,8 +9,8 @@ import time
 import forked
 import pytest
 
-from resflax import interruption
 from resflax.checkpoint import store
+from resflax.run import interruption
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

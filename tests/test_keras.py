@@ -13,10 +13,10 @@ import plain
 import pytest
 
 import resflax
+from benchmarks import keras_parity
 from resflax import config as config_lib
 from resflax import transfer
 from resflax.interop import keras as interop
-from resflax.interop import keras_parity
 from resflax.train_state import create_train_state
 
 h5py = pytest.importorskip("h5py")
@@ -41,7 +41,7 @@ def reference(tmp_path_factory):
             path = tmp_path_factory.mktemp(name)
             call = f"write_reference({name!r}, {keras_parity.image_sizes(name)}, {str(path)!r})"
             subprocess.run(
-                [sys.executable, "-c", f"from resflax.interop.keras_parity import *; {call}"],
+                [sys.executable, "-c", f"from benchmarks.keras_parity import *; {call}"],
                 env={**os.environ, "KERAS_BACKEND": "jax"},
                 check=True,
             )

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import resflax
-from resflax import workdir as workdir_lib
 from resflax.checkpoint import store
+from resflax.run import workdir as workdir_lib
 
 # All that could go wrong: averages, dropout, stochastic depth, mixup, augmentation, momentum.
 FLAGS = (

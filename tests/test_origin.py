@@ -13,10 +13,10 @@ from test_workdir import DESCRIPTION
 import resflax
 from resflax import config as config_lib
 from resflax import train
-from resflax import workdir as workdir_lib
 from resflax.checkpoint import Checkpointer, CheckpointError, facts, of_run, origin, store
 from resflax.checkpoint.__main__ import main
 from resflax.checkpoint.manifest import Manifest
+from resflax.run import workdir as workdir_lib
 
 
 @pytest.fixture(scope="module")

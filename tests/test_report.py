@@ -19,12 +19,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from plain import config as plain_config
 
 from resflax import config as config_lib
-from resflax import workdir as workdir_lib
 from resflax.models import count
 from resflax.report import plots, study, table
 from resflax.report import runs as runs_lib
 from resflax.report.__main__ import main
 from resflax.report.runs import State
+from resflax.run import workdir as workdir_lib
 from resflax.train import train_and_evaluate
 
 SHAPE = (16, 16, 3)

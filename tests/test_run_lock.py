@@ -16,8 +16,9 @@ import pytest
 from plain import config as plain_config
 
 import resflax
-from resflax import lock, train
+from resflax import train
 from resflax.checkpoint.__main__ import main as checkpoint
+from resflax.run import lock
 
 FLAGS = ("--config", "tests/plain.py")
 

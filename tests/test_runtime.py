@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from resflax import runtime
+from resflax.process import runtime
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 

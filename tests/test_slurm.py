@@ -327,7 +327,7 @@ def test_a_run_that_never_gets_further_is_given_up(cluster, tmp_path, monkeypatc
 def test_two_nodes_run_a_process_each(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     run = Run("both", tmp_path / "sweep" / "both")
-    # As resflax.processes does with these flags.
+    # As resflax.process.distributed does with these flags.
     code = "import sys, jax; jax.distributed.initialize(); print(jax.process_index(), end=' '); "
     code += "print(jax.process_count(), jax.device_count(), *sys.argv[1:])"
     monkeypatch.setattr(Run, "command", [sys.executable, "-c", code])

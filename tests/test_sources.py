@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from plain import config as plain_config
 
-from resflax import train, validation, workdir
+from resflax import train, validation
 from resflax.data import augmentation, examples, pipeline, resident, sources
 from resflax.data.bad import BadImagesError
+from resflax.run import workdir
 
 SIZE = 16
 

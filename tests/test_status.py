@@ -5,7 +5,7 @@ import pytest
 from launch import status
 from launch.runs import Run
 from launch.status import State, Status
-from resflax import workdir as workdir_lib
+from resflax.run import workdir as workdir_lib
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ if importlib.util.find_spec("torch") is None:
 import safetensors.torch
 import torch
 
-from resflax.interop import parity, peers, state_dict
+from benchmarks import parity
+from resflax.interop import peers, state_dict
 
 models = peers.load("torchvision").models
 timm = peers.load("timm")

@@ -11,9 +11,10 @@ from plain import config as plain_config
 
 import resflax
 from resflax import config as config_lib
-from resflax import progress, train
+from resflax import train
 from resflax.checkpoint import store
 from resflax.data import sources
+from resflax.run import progress
 
 # Everything that could go wrong on resuming: averages, dropout, augmentation, momentum, schedule.
 FLAGS = (

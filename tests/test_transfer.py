@@ -8,7 +8,7 @@ from PIL import Image
 from plain import config as plain_config
 
 import resflax
-from resflax import assembly, train, transfer
+from resflax import build, train, transfer
 from resflax import config as config_lib
 from resflax.data import shapes
 from resflax.parallel import DataParallel
@@ -113,7 +113,7 @@ def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
 def test_without_a_step_the_weights_are_those_given(pretrained):
     config = plain_config(**PLAIN, init_from=str(pretrained))
     model = config_lib.build_model(config, 10)
-    state = assembly.create_state(
+    state = build.create_state(
         config, model, _Described(), lambda step: 0.1, DataParallel.over("jit")
     )
     said = []
@@ -208,7 +208,7 @@ def test_a_classifier_that_the_weights_lack_is_the_fresh_one(tmp_path):
     for wrapped, left_out in (("", "fc."), ("module.", "fc."), ("", "fc.bias"), ("", "bn1.bias")):
         kept = {wrapped + k: v for k, v in arrays.items() if not k.startswith(left_out)}
         safetensors.save_file(kept, tmp_path / "w.safetensors")
-        state = assembly.create_state(
+        state = build.create_state(
             config, model, _Described(), lambda step: 0.1, DataParallel.over("jit")
         )
         if left_out != "fc.":

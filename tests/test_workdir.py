@@ -10,8 +10,8 @@ import pytest
 from small import config as small_config
 
 from resflax import config as config_lib
-from resflax import workdir as workdir_lib
 from resflax.data.sources import Description
+from resflax.run import workdir as workdir_lib
 
 DESCRIPTION = Description("pets", (16, 24, 3), ("cat", "dog"), (0.5, 0.25, 0.125), (0.1, 0.2, 0.3))
 

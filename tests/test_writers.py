@@ -11,8 +11,8 @@ import plain
 import pytest
 from tensorboardX.proto import event_pb2
 
-from resflax import workdir as workdir_lib
-from resflax.writers import MetricWriter
+from resflax.run import workdir as workdir_lib
+from resflax.run.writers import MetricWriter
 
 
 def lines(workdir):

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from resflax import figures
-from resflax import workdir as workdir_lib
 from resflax.analysis import bars
 from resflax.errors import UserError
+from resflax.run import workdir as workdir_lib
 
 # Of the result, which a run has when it has finished: see resflax.train.
 _TOP1 = "eval/top1"

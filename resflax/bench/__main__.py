@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from resflax import runtime
-from resflax.arguments import Parser, assignment, path_option, values
 from resflax.bench import ours, peers, report, roofline
 from resflax.bench.capacity import largest_batch
 from resflax.bench.case import MODES, Case
@@ -21,6 +19,8 @@ from resflax.bench.rounds import Entry, measure
 from resflax.errors import UserError
 from resflax.models import count, create_model
 from resflax.models.zoo import image_size
+from resflax.process import runtime
+from resflax.process.arguments import Parser, assignment, path_option, values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def _parser() -> Parser:
         metavar="S",
         help="a contender whose first step takes longer is measured by it alone",
     )
-    add("--stock-process", action="store_true", help="without what resflax.runtime sets")
+    add("--stock-process", action="store_true", help="without what resflax.process.runtime sets")
     add("--find-batch", action="store_true", help="search the largest batch that trains; no timing")
     add("--json", type=path_option, metavar="FILE", help="write all that is measured")
     add("--markdown", action="store_true", help="print a table for a README")

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import parity
 from resflax.bench import ours, stock
 from resflax.bench.case import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Case
 from resflax.bench.rounds import Costs, Entry
 from resflax.errors import UserError
-from resflax.interop import parity
 from resflax.interop import peers as libraries
 from resflax.interop.torch import to_torch
 from resflax.models import count

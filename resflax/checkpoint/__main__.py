@@ -13,10 +13,11 @@ import rich.console
 import rich.progress
 import rich.table
 
-from resflax import command, lock
-from resflax.arguments import path_option
 from resflax.checkpoint import store
 from resflax.checkpoint.manifest import FILE, DamageError, Manifest
+from resflax.process import command
+from resflax.process.arguments import path_option
+from resflax.run import lock
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 import ml_collections
 
 from resflax import config as config_lib
-from resflax import workdir as workdir_lib
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.data.sources import Description
+from resflax.run import workdir as workdir_lib
 
 
 class StrangerError(DamageError):

@@ -14,15 +14,16 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from resflax import arguments, validation
 from resflax import config as config_lib
-from resflax import workdir as workdir_lib
+from resflax import validation
 from resflax.checkpoint import leaves, origin, saver, store
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.checkpoint.store import CheckpointError
 from resflax.data.preprocessing import Preprocessing
 from resflax.data.sources import Description
 from resflax.errors import UserError
+from resflax.process import arguments
+from resflax.run import workdir as workdir_lib
 
 # Seconds in which a reader follows a run that deletes the checkpoints it has come to.
 _PATIENCE = 60.0

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from resflax import disk, processes
+from resflax import disk
 from resflax.checkpoint import leaves, store
 from resflax.checkpoint.manifest import Manifest
 from resflax.errors import UserError
 from resflax.models import repeat
+from resflax.process import distributed
 from resflax.train_state import TrainState
 
 
@@ -65,7 +66,7 @@ class Checkpointer:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._begun: concurrent.futures.Future[None] | None = None
         self._report = report
-        processes.on_first(lambda: store.tidy(workdir, report, self._facts))
+        distributed.on_first(lambda: store.tidy(workdir, report, self._facts))
         for step in store.steps(workdir):
             self._metrics[step] = Manifest.read(store.directory(workdir) / str(step)).metrics
         self._manager = self._open()
@@ -240,7 +241,7 @@ class Checkpointer:
         wanted = sum(leaves.num_bytes(array) for array in jax.tree.leaves(items))
         free = shutil.disk_usage(store.directory(self._workdir)).free
         # All processes do the same, though one may see less of the disk than another.
-        has_room = processes.agreed(free >= wanted)
+        has_room = distributed.agreed(free >= wanted)
         if not has_room:
             self._failed(
                 f"the state of step {step} was not saved: it takes {wanted / 2**20:,.1f} MiB, and "

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from resflax import disk
-from resflax import workdir as workdir_lib
 from resflax.checkpoint import origin
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.errors import UserError
+from resflax.run import workdir as workdir_lib
 
 # Prefixes of the directory of a checkpoint that is not complete on the disk yet, or that is being
 # deleted. Readers ignore such directories, whatever a kill or a power cut leaves in them.

@@ -10,10 +10,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from resflax import command, runtime
-from resflax.arguments import path_option
 from resflax.data import location, prepare
 from resflax.errors import UserError
+from resflax.process import command, runtime
+from resflax.process.arguments import path_option
 
 
 def main(argv: Sequence[str] | None = None) -> int:

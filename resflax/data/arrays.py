@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from resflax import arguments
 from resflax.data import idx, location
 from resflax.errors import UserError
+from resflax.process import arguments
 
 # The arrays of a data set, and what Keras' data sets call them.
 _NAMES = {

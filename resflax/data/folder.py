@@ -17,9 +17,9 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
-from resflax import arguments
 from resflax.data.bad import UnreadableImage
 from resflax.errors import UserError
+from resflax.process import arguments
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
 

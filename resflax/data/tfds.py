@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from resflax import arguments
 from resflax.errors import UserError
+from resflax.process import arguments
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 

@@ -8,9 +8,9 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from resflax.arguments import Parser
 from resflax.models import Count, Published, count, create_model, list_models, published
 from resflax.models.zoo import image_size
+from resflax.process.arguments import Parser
 
 # What other commands leave: the differences from other people's networks.
 RESULTS, PARITY = pathlib.Path("results"), "parity*.csv"

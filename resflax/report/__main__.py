@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import jax
 import rich.console
 
-from resflax import command
-from resflax.arguments import path_option
 from resflax.errors import UserError
+from resflax.process import command
+from resflax.process.arguments import path_option
 from resflax.report import plots, runs, study, table
-from resflax.workdir import write_atomically
+from resflax.run.workdir import write_atomically
 
 _FORMATS = {"markdown": table.markdown, "html": table.page}
 

@@ -14,11 +14,11 @@ from typing import Any
 import ml_collections
 
 from resflax import config as config_lib
-from resflax import curves
-from resflax import workdir as workdir_lib
 from resflax.data.sources import Description
 from resflax.errors import UserError
 from resflax.models import Count, count
+from resflax.run import curves
+from resflax.run import workdir as workdir_lib
 
 # A directory with one of these is a run, or what is left of one.
 _MARKS = {workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.ERROR}
@@ -46,7 +46,7 @@ class Run:
       note: what is to be said of it; "": nothing.
       config: None if there is none that can be read.
       description: of its data set; None likewise.
-      metrics: see resflax.curves.read_metrics; () if it cannot be read.
+      metrics: see resflax.run.curves.read_metrics; () if it cannot be read.
       result: of a finished run, see resflax.train; else empty.
       seconds: that it took, with its earlier starts.
     """

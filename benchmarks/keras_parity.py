@@ -1,10 +1,10 @@
-"""The same logits as keras.applications, measured: python -m resflax.interop.keras_parity.
+"""The same logits as keras.applications, measured: python -m benchmarks.keras_parity.
 
 Networks of Keras get random weights and running statistics, so nothing is downloaded and every
 weight counts; a file that Keras saved is read, and both see the same random images. Needs Keras.
 
 Usage:
-  python -m resflax.interop.keras_parity [NAME ...] [--results results/parity_keras.csv]
+  python -m benchmarks.keras_parity [NAME ...] [--results results/parity_keras.csv]
 """
 
 import argparse
@@ -21,9 +21,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from resflax.arguments import path_option
 from resflax.interop import keras as interop
 from resflax.interop.weights import Variables
+from resflax.process.arguments import path_option
 
 # Keras' names, by ours.
 APPLICATIONS: dict[str, str] = {

@@ -19,8 +19,8 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from resflax import curves
-from resflax import workdir as workdir_lib
+from resflax.run import curves
+from resflax.run import workdir as workdir_lib
 
 
 class Attempts:

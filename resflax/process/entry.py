@@ -13,10 +13,10 @@ _CODE = 128 + signal.SIGINT
 
 
 def is_command() -> bool:
-    """Whether this process is `python -m resflax...` or `python -m launch...`."""
+    """Whether this process is a command of this project: `python -m resflax...`, `launch...` or `benchmarks...`."""
     spec = sys.modules["__main__"].__spec__
     if spec is not None:
-        return spec.name.partition(".")[0] in ("resflax", "launch")
+        return spec.name.partition(".")[0] in ("resflax", "launch", "benchmarks")
     # While Python looks for the module, which imports the package that it is in.
     asked = [argument.removeprefix("-m").partition(".")[0] for argument in sys.orig_argv]
     return sys.argv[:1] == ["-m"] and "resflax" in asked

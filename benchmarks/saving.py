@@ -1,6 +1,6 @@
 """Times what a checkpoint costs: the loop that it holds up, the writing, and its manifest.
 
-python -m resflax.bench.saving [--model NAME] [--repeats N] [--json FILE]
+python -m benchmarks.saving [--model NAME] [--repeats N] [--json FILE]
 
 The state is that of SGD with momentum. The devices copy it before the next step, and the rest is
 done while training goes on.
@@ -23,13 +23,14 @@ import rich.console
 import rich.table
 from absl import logging
 
-from resflax import checkpoint, runtime
-from resflax.arguments import Parser, path_option
+from resflax import checkpoint
 from resflax.bench import report
 from resflax.checkpoint import store
 from resflax.checkpoint.manifest import Manifest
 from resflax.errors import UserError
 from resflax.models import create_model
+from resflax.process import runtime
+from resflax.process.arguments import Parser, path_option
 from resflax.train_state import TrainState, create_train_state
 
 
@@ -86,7 +87,7 @@ def saves(state: TrainState, folder: pathlib.Path, repeats: int) -> Iterator[Sav
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures what the command line asks for; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="python -m resflax.bench.saving", description=__doc__.split(":")[0])
+    parser = Parser(prog="python -m benchmarks.saving", description=__doc__.split(":")[0])
     parser.add_argument("--model", default="se_resnext50_32x4d", help="of resflax.list_models()")
     parser.add_argument("--repeats", type=int, default=7, help="saves; 7")
     parser.add_argument("--json", type=path_option, metavar="FILE", help="write the numbers")
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print(options.model, medians)
     if options.json:
         written = {
-            "command": shlex.join(["python", "-m", "resflax.bench.saving", *argv]),
+            "command": shlex.join(["python", "-m", "benchmarks.saving", *argv]),
             "machine": report.machine(),
             "versions": report.versions(),
             "model": options.model,

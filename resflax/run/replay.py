@@ -7,13 +7,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from resflax import assembly, checkpoint, lock, optimizers, processes, train, validation
+from resflax import build, checkpoint, optimizers, train, validation
 from resflax import config as config_lib
-from resflax import workdir as workdir_lib
-from resflax.console import Console
 from resflax.data import sources
-from resflax.failure import FILE, Failure, FailureError
 from resflax.parallel import DataParallel
+from resflax.process import distributed
+from resflax.run import lock
+from resflax.run import workdir as workdir_lib
+from resflax.run.console import Console
+from resflax.run.failure import FILE, Failure, FailureError
 
 
 def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
@@ -37,13 +39,13 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
         raise FailureError(f"the run has another config ({'; '.join(changes)}); give its own.")
     parallel = DataParallel.over(config.parallel.mode)
     dataset = sources.load(config.data)
-    batches, examples = assembly.training_data(config, dataset, parallel)
+    batches, examples = build.training_data(config, dataset, parallel)
     model = config_lib.build_model(config, dataset.description.num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
-    state = assembly.create_state(config, model, dataset, schedule, parallel)
+    state = build.create_state(config, model, dataset, schedule, parallel)
     console = Console(active=jax.process_index() == 0)
     with (
-        lock.held(workdir, console.print, processes.on_first),
+        lock.held(workdir, console.print, distributed.on_first),
         contextlib.closing(checkpoint.Checkpointer(workdir, config.checkpoint.keep)) as saved,
     ):
         state = train.resume(state, config, dataset, saved, batches, parallel, console)
@@ -53,7 +55,7 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
             f"the run went on: its checkpoint is of step {first_step}, after step {failure.step}."
         )
     console.print(f"from step {first_step} to step {failure.step}")
-    step = assembly.train_step(config, dataset, parallel, on_devices=bool(examples))
+    step = build.train_step(config, dataset, parallel, on_devices=bool(examples))
     metrics: dict[str, jax.Array] = {}
     for _, batch in batches.take([1] * (failure.step - first_step)):
         state, metrics = step(state, batch, *examples)

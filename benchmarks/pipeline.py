@@ -1,6 +1,6 @@
 """Times the host's way from JPEG files to batches of crops, beside tf.data's.
 
-python -m resflax.bench.pipeline [--images N] [--size PIXELS] [--threads N] [--peer tf.data]
+python -m benchmarks.pipeline [--images N] [--size PIXELS] [--threads N] [--peer tf.data]
   [--json FILE]
 
 The files are of ImageNet's usual size, 500 x 375, with edges and detail at all scales, so that a
@@ -33,13 +33,13 @@ import rich.console
 import rich.table
 from PIL import Image, ImageDraw
 
-from resflax.arguments import Parser, path_option
 from resflax.bench import peers, report
 from resflax.bench.rounds import Costs, Entry, Result, measure, ratio
 from resflax.data import decoding, pipeline
 from resflax.data.bad import BadImages
 from resflax.data.examples import DecodedSource
 from resflax.data.folder import FolderSource
+from resflax.process.arguments import Parser, path_option
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = options.images // options.batch * options.batch
     _print(results, images, file_bytes / options.images, memory)
     if options.json:
-        command = shlex.join(["python", "-m", "resflax.bench.pipeline", *argv])
+        command = shlex.join(["python", "-m", "benchmarks.pipeline", *argv])
         settings = {k: str(v) if k == "json" else v for k, v in vars(options).items()}
         written = report.document([], {}, command, settings, load)
         written |= {
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     first, _, _ = __doc__.partition("\n")
-    parser = Parser(prog="python -m resflax.bench.pipeline", description=first)
+    parser = Parser(prog="python -m benchmarks.pipeline", description=first)
     add = parser.add_argument
     add("--images", type=int, default=512, metavar="N", help="files, each decoded in every pass")
     add("--size", type=int, default=224, metavar="PIXELS", help="side of the crops")

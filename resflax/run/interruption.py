@@ -10,7 +10,7 @@ from typing import NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from resflax import entry
+from resflax.process import entry
 
 
 class Stopped(BaseException):

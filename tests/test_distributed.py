@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import resflax
-from resflax import evaluate, processes
+from resflax import evaluate
+from resflax.process import distributed
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -244,9 +245,9 @@ def test_where_one_dies_the_others_end_and_name_it(tmp_path, victim):
         survivor.kill()
     assert survivor.returncode == -signal.SIGABRT
     # Without a leader, jax may end the process before its own error is printed.
-    assert victim == 0 or processes.BROKEN in errors
+    assert victim == 0 or distributed.BROKEN in errors
     assert ("the leader task" if victim == 0 else "Task 1 heartbeat timeout") in errors.replace(
-        processes.BROKEN, ""
+        distributed.BROKEN, ""
     )
     group[victim].communicate()
 
@@ -306,7 +307,7 @@ def test_where_one_fails_the_others_end_with_its_error(tmp_path, victim, error, 
 LISTENS = """
 import pathlib
 from resflax import processes
-processes.start(processes.Place({!r}, 1, 0), 60)
+distributed.start(distributed.Place({!r}, 1, 0), 60)
 port = f":{{{!r}:04X}}"
 for table in ("tcp", "tcp6"):
     for line in pathlib.Path("/proc/net", table).read_text().splitlines():
@@ -438,5 +439,5 @@ def test_bad_flags_get_one_line_and_exit_code_2(flags, right):
     ],
 )
 def test_a_place_that_cannot_be_is_refused(place, right):
-    with pytest.raises(processes.ProcessError, match=right):
-        processes.Place(*place)
+    with pytest.raises(distributed.ProcessError, match=right):
+        distributed.Place(*place)

@@ -1,6 +1,6 @@
 """Times the operations of resflax.ops in each of their lowerings.
 
-python -m resflax.bench.lowerings [--batch N] [--repeats N] [--json FILE]
+python -m benchmarks.lowerings [--batch N] [--repeats N] [--json FILE]
 
 What it prints is what the choices in resflax.ops are made from: on another kind of machine, look
 whether they still hold.
@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import rich.console
 import rich.table
 
-from resflax import runtime
 from resflax.bench import report
 from resflax.bench.rounds import Costs, Entry, Result, measure
 from resflax.ops import conv, direct, native, norm, pool
+from resflax.process import runtime
 
 
 class Operation(NamedTuple):
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured.append((operation, results))
     rich.console.Console(width=None if sys.stdout.isatty() else 120).print(_table(measured))
     if options.json:
-        command = shlex.join(["python", "-m", "resflax.bench.lowerings", *argv])
+        command = shlex.join(["python", "-m", "benchmarks.lowerings", *argv])
         rows = [
             {"operation": o.name, "seconds": {r.form: r.seconds for r in results}}
             for o, results in measured

@@ -12,8 +12,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from resflax.arguments import Parser, fail
 from resflax.errors import UserError
+from resflax.process.arguments import Parser, fail
 
 __all__ = ["CONFIG", "Parser", "call", "config_name", "fail", "load", "parse", "program", "read"]
 
@@ -42,7 +42,7 @@ for _type, _parser in (
 
 
 class _ConfigFile(flags.ArgumentParser):
-    """Reads FILE.py[:DATASET] as `resflax.command.read` does."""
+    """Reads FILE.py[:DATASET] as `resflax.process.command.read` does."""
 
     def parse(self, argument: str) -> ml_collections.ConfigDict:
         return read(argument)

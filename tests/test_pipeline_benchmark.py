@@ -1,4 +1,4 @@
-"""Tests of `python -m resflax.bench.pipeline`: what is measured, never how fast it was."""
+"""Tests of `python -m benchmarks.pipeline`: what is measured, never how fast it was."""
 
 import importlib.util
 import io
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resflax.bench import pipeline, report
+from benchmarks import pipeline
+from resflax.bench import report
 from resflax.data.folder import FolderSource
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resflax import workdir as workdir_lib
 from resflax.checkpoint import leaves
 from resflax.data.pipeline import TrainBatches
 from resflax.errors import UserError
-from resflax.progress import NonFiniteError
+from resflax.run import workdir as workdir_lib
+from resflax.run.progress import NonFiniteError
 from resflax.train_state import TrainState
 
 FILE = workdir_lib.FAILURE

@@ -1,6 +1,6 @@
 """Our logits beside torchvision's and timm's, for every network that both have.
 
-python -m resflax.interop.parity ['*resnext*'] [--output results/parity.csv]
+python -m benchmarks.parity ['*resnext*'] [--output results/parity.csv]
 
 Needs torch, torchvision and timm (the package's extra 'torch'). Both networks have the same random
 weights, see `peers.fill`, and see the same random images, of an even and an odd size.
@@ -21,10 +21,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from resflax.arguments import path_option
 from resflax.interop import peers
 from resflax.interop.torch import from_torch
 from resflax.interop.weights import Variables
+from resflax.process.arguments import path_option
 
 # Of the largest difference of logits, as a share of the largest logit. float32 sums in another
 # order come to half of it in the deepest networks; torch's own float32 and float64 differ as much.

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from resflax import metrics as metrics_lib
-from resflax.console import Console
 from resflax.errors import UserError
-from resflax.writers import MetricWriter
+from resflax.run.console import Console
+from resflax.run.writers import MetricWriter
 
 # A loss above the mean of as many before it by so many of their standard deviations is a spike.
 _WINDOW = 100

@@ -1,0 +1,1 @@
+"""Measurements behind the pages of docs/, for maintainers: `python -m benchmarks.NAME`."""

@@ -1,0 +1,1 @@
+"""A run's directory, and what a person sees of the run."""
