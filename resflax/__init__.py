@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from resflax.errors import UserError
 from resflax.models import count, create_model, list_models
-from resflax.process import entry  # noqa: F401  (first: what follows takes seconds to import)
+from resflax.process import (
+    entry,  # noqa: F401  (first: what follows takes seconds to import)
+    runtime,
+)
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -29,6 +32,7 @@ __all__ = [
     "from_torch",
     "list_models",
     "restore",
+    "runtime",
     "to_torch",
 ]
 

@@ -255,7 +255,8 @@ def test_where_one_dies_the_others_end_and_name_it(tmp_path, victim):
 # The process that fails does so when it opens its data, or reads the metrics of its third step.
 FAILING = """
 import runpy, sys
-from resflax import errors, progress
+from resflax import errors
+from resflax.run import progress
 from resflax.data import sources
 
 def load(*rest):
@@ -306,7 +307,7 @@ def test_where_one_fails_the_others_end_with_its_error(tmp_path, victim, error, 
 
 LISTENS = """
 import pathlib
-from resflax import processes
+from resflax.process import distributed
 distributed.start(distributed.Place({!r}, 1, 0), 60)
 port = f":{{{!r}:04X}}"
 for table in ("tcp", "tcp6"):

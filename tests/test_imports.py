@@ -87,7 +87,7 @@ ARROWS = {
         "data", "process.arguments", "process.command", "process.runtime", "validation",
     },
     "report.__main__": {"process.arguments", "process.command", "report", "run.workdir"},
-    "__init__": {"checkpoint", "interop", "models", "process.entry"},
+    "__init__": {"checkpoint", "interop", "models", "process.entry", "process.runtime"},
 }  # fmt: skip
 
 # Packages of modules that have arrows of their own.

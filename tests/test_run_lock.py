@@ -25,7 +25,7 @@ FLAGS = ("--config", "tests/plain.py")
 # Holds the lock of a directory until there is a file 'end', and is stopping from a file 'stop' on.
 HOLDER = """
 import pathlib, time
-from resflax import lock
+from resflax.run import lock
 directory, files = map(pathlib.Path, {})
 with lock.held(directory) as own:
     (files / "held").touch()

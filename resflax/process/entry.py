@@ -13,7 +13,7 @@ _CODE = 128 + signal.SIGINT
 
 
 def is_command() -> bool:
-    """Whether this process is a command of this project: `python -m resflax...`, `launch...` or `benchmarks...`."""
+    """Whether this process is one of this project's commands, such as `python -m resflax.main`."""
     spec = sys.modules["__main__"].__spec__
     if spec is not None:
         return spec.name.partition(".")[0] in ("resflax", "launch", "benchmarks")
