@@ -67,7 +67,7 @@ def saves(state: TrainState, folder: pathlib.Path, repeats: int) -> Iterator[Sav
     for number in range(repeats + 1):
         state = jax.block_until_ready(change(state))
         start = time.perf_counter()
-        saver.save(state, {}, {"top1": 0.0})
+        saver.save(state, {"top1": 0.0})
         held = time.perf_counter() - start
         saver.wait()
         total = time.perf_counter() - start

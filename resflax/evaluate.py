@@ -3,6 +3,7 @@
 python -m resflax.evaluate --workdir runs/... [--best | --step N] [--data FIELD=V]
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -20,6 +21,9 @@ from resflax.errors import UserError
 from resflax.parallel import DataParallel
 from resflax.process import runtime
 from resflax.process.arguments import Parser, assignment, values
+
+# Batches on the devices whose sums have not been read: enough to keep the devices busy.
+_AHEAD = 4
 
 
 def evaluator(
@@ -53,15 +57,22 @@ def evaluator(
     )
 
     def evaluate(variables: Any) -> dict[str, float]:
-        sums: list[dict[str, jax.Array]] = [
-            eval_step(variables, parallel.put(batch))
-            for batch in pipeline.eval_batches(dataset.test, batch_size, dataset.threads)
-        ]
-        # Added on the host, in double precision, after all batches have been dispatched.
-        fetched = [step for batch in sums for step in parallel.fetch(batch)]
-        total = {name: sum(batch[name] for batch in fetched) for name in fetched[0]}
-        count = total.pop("count")
-        return {name: value / count for name, value in total.items()}
+        total: collections.Counter[str] = collections.Counter()
+        pending: collections.deque[dict[str, jax.Array]] = collections.deque()
+
+        def add() -> None:
+            """Adds up the oldest batch's sums, on the host, in double precision."""
+            (sums,) = parallel.fetch(pending.popleft())
+            for name, value in sums.items():
+                total[name] += value
+
+        for batch in pipeline.eval_batches(dataset.test, batch_size, dataset.threads):
+            pending.append(eval_step(variables, parallel.put(batch)))
+            if len(pending) > _AHEAD:
+                add()
+        while pending:
+            add()
+        return {name: total[name] / total["count"] for name in total if name != "count"}
 
     return evaluate
 

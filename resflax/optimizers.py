@@ -42,6 +42,27 @@ def learning_rate(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
+def on_processor(schedule: optax.Schedule) -> Callable[[int], float]:
+    """A schedule's rates as numbers, to be logged, from a processor where there is one.
+
+    On an accelerator each would be a program of its own between the steps'.
+
+    Args:
+      schedule: of the learning rate.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names accelerators alone
+        device = jax.local_devices()[0]
+    compiled = jax.jit(schedule)
+
+    def rate(step: int) -> float:
+        with jax.default_device(device):
+            return float(compiled(step))
+
+    return rate
+
+
 def optimizer(
     config: ml_collections.ConfigDict,
     schedule: optax.Schedule,

@@ -164,7 +164,7 @@ def _train(
                 note_bad()
             if saves or is_best or stops:
                 evaluated = results if evaluates else None
-                checkpointer.save(parallel.single(state), batches.position, evaluated)
+                checkpointer.save(parallel.single(state), evaluated)
             if stops:
                 raise interruption.Stopped(stops)
 
@@ -235,7 +235,7 @@ def _progress(
     return Progress(
         console,
         writer,
-        schedule,
+        optimizers.on_processor(schedule),
         total_steps=total_steps,
         steps_per_epoch=batches.steps_per_epoch,
         batch_size=config.train.batch_size,
@@ -277,14 +277,14 @@ def resume(
     parallel: DataParallel,
     console: Console,
 ) -> TrainState:
-    """The state to go on from, and the batches at its position.
+    """The state to go on from, with the batches after its step.
 
     Order of restore: the run's own latest state, then the weights of `init_from`, then none.
     """
     restored = checkpointer.restore_latest(parallel.single(state), parallel.replicated)
     if restored is not None:
-        batches.seek(restored[1])
-        return parallel.spread(restored[0])
+        batches.seek(int(restored.step))
+        return parallel.spread(restored)
     if config.init_from:
         names = dataset.description.label_names
         state = transfer.start(parallel.single(state), config, names, console.print)

@@ -85,14 +85,13 @@ def test_a_state_moves_between_devices_and_modes(source, to, ema, tmp_path):
     source, to = (parallel_of(*layout) for layout in (source, to))
     state = create(source, seed=0, ema=ema)
     saver = Checkpointer(tmp_path, keep=1)
-    saver.save(source.single(state), {"next_index": 7}, {"top1": 0.5})
+    saver.save(source.single(state), {"top1": 0.5})
     saver.close()
     loader = Checkpointer(tmp_path, keep=1)
     other = create(to, seed=1, ema=ema)
-    restored, position = loader.restore_latest(to.single(other), to.replicated)
+    restored = loader.restore_latest(to.single(other), to.replicated)
     loader.close()
     restored = to.spread(restored)
-    assert position == {"next_index": 7}
     for a, b in zip(leaves(source, state), leaves(to, restored), strict=True):
         np.testing.assert_array_equal(a, b)
     assert all(len(leaf.devices()) == to.num_devices for leaf in jax.tree.leaves(restored))
@@ -103,12 +102,12 @@ def test_the_next_step_may_overwrite_what_is_being_saved(tmp_path):
     state = create(parallel, seed=0)
     expected = leaves(parallel, state)
     saver = Checkpointer(tmp_path, keep=1)
-    saver.save(state, {})
+    saver.save(state)
     # As a step does that takes the state's memory for its result.
     jax.tree.map(lambda array: array.delete(), state)
     saver.close()
     loader = Checkpointer(tmp_path, keep=1)
-    restored, _ = loader.restore_latest(create(parallel, seed=1), parallel.replicated)
+    restored = loader.restore_latest(create(parallel, seed=1), parallel.replicated)
     loader.close()
     for a, b in zip(expected, leaves(parallel, restored), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -121,7 +120,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     assert checkpointer.restore_latest(state, parallel.replicated) is None
     assert checkpointer.best is None
     for step, top1 in enumerate((0.1, 0.9, 0.3, 0.4, 0.5), start=1):
-        checkpointer.save(at(state, step), {}, {"top1": top1})
+        checkpointer.save(at(state, step), {"top1": top1})
     checkpointer.wait()
     assert checkpointer.best == (2, 0.9)
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.is_dir())
@@ -140,18 +139,18 @@ def test_of_equals_the_latest_is_the_best_and_what_is_not_finite_never(tmp_path)
         return saver.best, store.best(metrics), list(metrics)
 
     with contextlib.closing(Checkpointer(tmp_path, keep=1)) as saver:
-        saver.save(at(state, 1), {}, {"top1": 0.9, "loss": float("nan")})
+        saver.save(at(state, 1), {"top1": 0.9, "loss": float("nan")})
         assert kept(saver) == (None, None, [1])
         for step, top1 in enumerate((0.5, 0.8, 0.8, 0.2), start=2):
-            saver.save(at(state, step), {}, {"top1": top1, "loss": 0.1})
+            saver.save(at(state, step), {"top1": top1, "loss": 0.1})
         assert kept(saver) == ((4, 0.8), 4, [4, 5])
-        saver.save(at(state, 6), {}, {"top1": 1.0, "loss": float("inf")})
+        saver.save(at(state, 6), {"top1": 1.0, "loss": float("inf")})
         assert kept(saver) == ((4, 0.8), 4, [4, 6])
     # As in a run that goes on.
     with contextlib.closing(Checkpointer(tmp_path, keep=1)) as saver:
-        saver.save(at(state, 7), {}, {"top1": 0.8, "loss": 0.1})
+        saver.save(at(state, 7), {"top1": 0.8, "loss": 0.1})
         assert kept(saver) == ((7, 0.8), 7, [7])
-        saver.save(at(state, 8), {}, {"top1": 0.1, "loss": 0.1})
+        saver.save(at(state, 8), {"top1": 0.1, "loss": 0.1})
         assert kept(saver) == ((7, 0.8), 7, [7, 8])
 
 
@@ -163,7 +162,7 @@ def two(tmp_path):
     with contextlib.closing(Checkpointer(tmp_path, keep=5)) as saver:
         for step in (1, 2):
             params = jax.tree.map(lambda x, step=step: x + step, state.params)
-            saver.save(at(state.replace(params=params), step), {"next_index": step}, {"top1": 0.5})
+            saver.save(at(state.replace(params=params), step), {"top1": 0.5})
     return tmp_path
 
 
@@ -174,7 +173,7 @@ def reopen(workdir):
     with contextlib.closing(Checkpointer(workdir, keep=5, report=said.append)) as loader:
         restored = loader.restore_latest(create(parallel, seed=1), parallel.replicated)
         # The step after it can be saved.
-        loader.save(at(restored[0], restored[0].step + 1), {}, {"top1": 0.1})
+        loader.save(at(restored, restored.step + 1), {"top1": 0.1})
     return restored, said
 
 
@@ -190,8 +189,8 @@ def damage(checkpoint):
 
 def test_a_damaged_step_is_walked_back_from(two):
     path = damage(two / "checkpoints/2")
-    (state, position), (said,) = reopen(two)
-    assert (int(state.step), position) == (1, {"next_index": 1})
+    state, (said,) = reopen(two)
+    assert int(state.step) == 1
     assert f"the checkpoint of step 2 is damaged: {path} is not what was written" in said
     aside = two / "damaged_checkpoints/2"
     assert f"moved to {aside}; the run has step 1" in said
@@ -285,7 +284,7 @@ def test_a_checkpoint_that_is_a_link_is_deleted_and_its_target_stays(two):
     said = []
     parallel = parallel_of("jit", 1)
     with contextlib.closing(Checkpointer(two, keep=1, report=said.append)) as saver:
-        saver.save(at(create(parallel, seed=0), 3), {}, {"top1": 0.9})
+        saver.save(at(create(parallel, seed=0), 3), {"top1": 0.9})
     assert (store.steps(two), said) == ([3], [])
     assert (elsewhere / "manifest.json").exists()
 
@@ -298,8 +297,8 @@ def test_a_checkpoint_that_cannot_be_deleted_is_named_and_the_next_ones_are_save
     monkeypatch.setattr(shutil, "rmtree", fail)
     parallel = parallel_of("jit", 1)
     with contextlib.closing(Checkpointer(two, keep=1, report=said.append)) as saver:
-        saver.save(at(create(parallel, seed=0), 3), {}, {"top1": 0.9})
-        saver.save(at(create(parallel, seed=0), 4), {}, {"top1": 0.95})
+        saver.save(at(create(parallel, seed=0), 3), {"top1": 0.9})
+        saver.save(at(create(parallel, seed=0), 4), {"top1": 0.95})
     assert said == [
         f"the checkpoint of step {step} cannot be deleted: Permission denied." for step in (1, 2, 3)
     ]
@@ -333,13 +332,13 @@ def test_a_state_without_an_evaluation_is_kept_for_going_on(tmp_path):
     parallel = parallel_of("jit", 1)
     state = create(parallel, seed=0)
     with contextlib.closing(Checkpointer(tmp_path, keep=1)) as saver:
-        saver.save(at(state, 1), {}, {"top1": 0.5})
-        saver.save(at(state, 2), {}, {"top1": 0.4})
-        saver.save(at(state, 3), {})
+        saver.save(at(state, 1), {"top1": 0.5})
+        saver.save(at(state, 2), {"top1": 0.4})
+        saver.save(at(state, 3))
         saver.wait()
         assert saver.best == (1, 0.5)
         assert store.steps(tmp_path) == [1, 3]
-        saver.save(at(state, 4), {}, {"top1": 0.4})
+        saver.save(at(state, 4), {"top1": 0.4})
     assert store.steps(tmp_path) == [1, 4]
 
 
@@ -348,21 +347,21 @@ def test_a_state_that_cannot_be_written_is_told_of(tmp_path):
     parallel = parallel_of("jit", 1)
     state = create(parallel, seed=0)
     saver = Checkpointer(tmp_path, keep=5)
-    saver.save(at(state, 1), {"next_index": 1}, {"top1": 0.5})
+    saver.save(at(state, 1), {"top1": 0.5})
     saver.wait()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may have a byte
     try:
-        saver.save(at(state, 2), {"next_index": 2}, {"top1": 0.5})
+        saver.save(at(state, 2), {"top1": 0.5})
         with pytest.raises(SaveError, match="step 2 could not be saved"):
             saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    saver.save(at(state, 3), {"next_index": 3}, {"top1": 0.5})
+    saver.save(at(state, 3), {"top1": 0.5})
     saver.close()
     assert store.steps(tmp_path) == [1, 3]
-    (restored, position), _ = reopen(tmp_path)
-    assert (int(restored.step), position) == (3, {"next_index": 3})
+    restored, _ = reopen(tmp_path)
+    assert int(restored.step) == 3
 
 
 def test_a_save_that_fails_in_its_thread_is_told_of(tmp_path, monkeypatch):
@@ -374,10 +373,10 @@ def test_a_save_that_fails_in_its_thread_is_told_of(tmp_path, monkeypatch):
     with contextlib.closing(Checkpointer(tmp_path, keep=5)) as saver:
         with monkeypatch.context() as broken:
             broken.setattr(ocp.CheckpointManager, "save", fail)
-            saver.save(at(create(parallel, seed=0), 1), {}, {"top1": 0.5})
+            saver.save(at(create(parallel, seed=0), 1), {"top1": 0.5})
             with pytest.raises(SaveError, match="step 1 could not be saved: no inode is left"):
                 saver.wait()
-        saver.save(at(create(parallel, seed=0), 2), {}, {"top1": 0.5})
+        saver.save(at(create(parallel, seed=0), 2), {"top1": 0.5})
     assert store.steps(tmp_path) == [2]
 
 
@@ -401,7 +400,7 @@ def test_a_full_disk_keeps_what_is_there(small_disk, monkeypatch, known):
     state = create(parallel, seed=0)
     said = []
     saver = Checkpointer(small_disk, keep=5, unsaved=said.append)
-    saver.save(at(state, 1), {"next_index": 1}, {"top1": 0.5})
+    saver.save(at(state, 1), {"top1": 0.5})
     saver.wait()
     assert not said
     filler = small_disk / "filler"
@@ -411,7 +410,7 @@ def test_a_full_disk_keeps_what_is_there(small_disk, monkeypatch, known):
     if not known:  # as where another program is quicker
         usage = shutil.disk_usage(small_disk)._replace(free=2**30)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    saver.save(at(state, 2), {"next_index": 2}, {"top1": 0.5})
+    saver.save(at(state, 2), {"top1": 0.5})
     saver.wait()
     (text,) = said
     assert "state of step 2" in text
@@ -419,22 +418,22 @@ def test_a_full_disk_keeps_what_is_there(small_disk, monkeypatch, known):
     assert "\n" not in text
     # When there is room again, it goes on.
     filler.unlink()
-    saver.save(at(state, 3), {"next_index": 3}, {"top1": 0.5})
+    saver.save(at(state, 3), {"top1": 0.5})
     saver.close()
     assert len(said) == 1
     assert store.steps(small_disk) == [1, 3]
-    (restored, position), _ = reopen(small_disk)
-    assert (int(restored.step), position) == (3, {"next_index": 3})
+    restored, _ = reopen(small_disk)
+    assert int(restored.step) == 3
     filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 512 if known else 0))
     if known:
         with pytest.raises(SaveError, match="the same command goes on"):
-            Checkpointer(small_disk, keep=5).save(at(state, 9), {}, {"top1": 0.5})
+            Checkpointer(small_disk, keep=5).save(at(state, 9), {"top1": 0.5})
 
 
 def test_the_command_lists_verifies_and_prunes(two, capsys):
     parallel = parallel_of("jit", 1)
     with contextlib.closing(Checkpointer(two, keep=5)) as saver:
-        saver.save(at(create(parallel, seed=0), 3), {}, {"top1": 0.25})
+        saver.save(at(create(parallel, seed=0), 3), {"top1": 0.25})
     assert main(["list", str(two)]) == 0
     output = capsys.readouterr().out
     assert "50.00% best" in output
@@ -459,7 +458,7 @@ def test_skipped_updates_are_counted_over_all_starts(tmp_path):
     parallel = parallel_of("jit", 1)
     state = create(parallel, seed=0).replace(skipped=jnp.int32(3))
     with contextlib.closing(Checkpointer(tmp_path, keep=5)) as saver:
-        saver.save(at(state, 1), {"next_index": 1}, {"top1": 0.5})
+        saver.save(at(state, 1), {"top1": 0.5})
     (restored, _), _ = reopen(tmp_path)
     assert int(restored.skipped) == 3
 
@@ -475,7 +474,7 @@ def test_a_state_of_the_first_version_has_skipped_nothing(tmp_path, monkeypatch)
     with monkeypatch.context() as old:
         old.setattr(saver_lib, "_items", items)
         with contextlib.closing(Checkpointer(tmp_path, keep=5)) as saver:
-            saver.save(at(state, 1), {"next_index": 1}, {"top1": 0.5})
+            saver.save(at(state, 1), {"top1": 0.5})
     with contextlib.closing(Checkpointer(tmp_path, keep=5)) as loader:
-        restored, position = loader.restore_latest(state, parallel.replicated)
-    assert (int(restored.step), int(restored.skipped), position) == (1, 0, {"next_index": 1})
+        restored = loader.restore_latest(state, parallel.replicated)
+    assert (int(restored.step), int(restored.skipped)) == (1, 0)

@@ -21,7 +21,7 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved")
     parallel = parallel_of("jit", 1)
     saver = checkpoint.Checkpointer(workdir, keep=1, facts=checkpoint.facts("{}"))
-    saver.save(create(parallel, seed=0), {"next_index": 7}, {"top1": 0.5})
+    saver.save(create(parallel, seed=0), {"top1": 0.5})
     saver.close()
     return workdir / "checkpoints" / "0"
 
@@ -97,6 +97,14 @@ def test_a_file_that_was_not_saved_is_seen(saved, tmp_path):
     (tmp_path / "copy" / "variables" / "new").write_text("")
     with pytest.raises(DamageError, match="new was not there when it was saved"):
         Manifest.verify(tmp_path / "copy")
+
+
+def test_a_file_that_another_orbax_leaves_beside_the_items_is_no_damage(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copy")
+    (tmp_path / "copy" / "descriptor").mkdir()
+    for name in ("commit_of_tomorrow.txt", "descriptor/pb"):
+        (tmp_path / "copy" / name).write_text("")
+    assert Manifest.verify(tmp_path / "copy").step == Manifest.read(saved).step
 
 
 def test_a_manifest_says_what_made_the_checkpoint(saved):

@@ -91,3 +91,12 @@ def test_rmsprop_divides_by_the_running_mean_square():
         np.testing.assert_allclose(
             updates["kernel"], -0.1 * gradient / np.sqrt(square + 1), rtol=1e-6
         )
+
+
+def test_rates_to_be_logged_are_the_schedules():
+    schedule = optax.cosine_decay_schedule(0.5, 40)
+    rate = optimizers.on_processor(schedule)
+    assert [rate(step) for step in (0, 7, 40)] == pytest.approx(
+        [float(schedule(step)) for step in (0, 7, 40)], rel=1e-6
+    )
+    assert isinstance(rate(3), float)

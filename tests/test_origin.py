@@ -55,7 +55,7 @@ def save(workdir, steps, config=None, description=DESCRIPTION, **counts):
     own = facts("{}") | of_run(config or plain_config(), description, **counts)
     with contextlib.closing(Checkpointer(workdir, keep=9, facts=own)) as saver:
         for step in steps:
-            saver.save(at(state, step), {"next_index": step}, {"top1": 0.5})
+            saver.save(at(state, step), {"top1": 0.5})
 
 
 def open_with(workdir, config=None, description=DESCRIPTION, **counts):
@@ -85,8 +85,8 @@ def test_a_step_under_another_number_is_set_aside(tmp_path, capsys):
 def test_a_state_that_orbax_leaves_out_is_no_silent_loss(tmp_path):
     parallel = parallel_of("jit", 1)
     saver = Checkpointer(tmp_path, keep=9)
-    saver.save(at(create(parallel, seed=0), 4), {}, {"top1": 0.5})
-    saver.save(at(create(parallel, seed=0), 3), {}, {"top1": 0.5})
+    saver.save(at(create(parallel, seed=0), 4), {"top1": 0.5})
+    saver.save(at(create(parallel, seed=0), 3), {"top1": 0.5})
     with pytest.raises(ValueError, match="step 3 could not be saved: there is a later one, of ste"):
         saver.close()
 

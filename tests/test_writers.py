@@ -81,6 +81,10 @@ def test_the_curves_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch)
         assert not curves.exists()
         monkeypatch.setattr(MetricWriter, "DRAW_INTERVAL", 0.0)
         writer.write(2, 1.0, {"train/loss": 0.5})
+        deadline = time.monotonic() + 60
+        while not curves.exists():  # it is drawn beside the run
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         first = curves.read_bytes()
         monkeypatch.undo()
         writer.write(3, 1.5, {"train/loss": 0.25})

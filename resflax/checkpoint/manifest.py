@@ -27,9 +27,7 @@ from resflax.errors import UserError
 
 FILE = "manifest.json"
 
-# What orbax writes after the manifest: a mark, in which nobody reads, and a time stamp in this
-# file, of which the rest must be as it was.
-_MARK = "commit_success.txt"
+# Orbax writes a time stamp into this file after the manifest; the rest of it must be as it was.
 _STAMPED = "_CHECKPOINT_METADATA"
 _STAMP = "commit_timestamp_nsecs"
 
@@ -139,8 +137,14 @@ class Manifest:
         return manifest
 
     def strangers(self, checkpoint: pathlib.Path) -> list[str]:
-        """Files in a checkpoint that are not of it."""
-        return sorted(set(_files(checkpoint)) - self.files.keys() - {FILE, _MARK})
+        """Files among a checkpoint's arrays that are not of it.
+
+        Those beside its items are no strangers: another version of orbax may leave some there after
+        the manifest, as this one leaves a mark, and nothing reads them.
+        """
+        items = {name.partition("/")[0] for name in self.leaves}
+        found = set(_files(checkpoint)) - self.files.keys()
+        return sorted(name for name in found if name.partition("/")[0] in items)
 
     @property
     def step(self) -> int | None:

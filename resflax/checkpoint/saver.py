@@ -1,8 +1,8 @@
 """The checkpoints of a run that trains: saved in the background, verified, and gone on from.
 
 A step's checkpoint has the items 'variables', 'ema' (where averages are kept), 'optimizer' (with
-the step, the random key and the number of skipped updates) and 'data' (the position in the data),
-so that a script reads no more than the variables.
+the step, the random key and the number of skipped updates), so that a script reads no more than the
+variables. The step is the position in the data, too.
 """
 
 import concurrent.futures
@@ -71,14 +71,11 @@ class Checkpointer:
             self._metrics[step] = Manifest.read(store.directory(workdir) / str(step)).metrics
         self._manager = self._open()
 
-    def save(
-        self, state: TrainState, position: dict[str, Any], metrics: dict[str, float] | None = None
-    ) -> None:
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts to save a state; training may go on, and donate it.
 
         Args:
           state: one copy (see DataParallel.single).
-          position: of the training data.
           metrics: of the state's evaluation, if there was one.
 
         Raises:
@@ -107,8 +104,7 @@ class Checkpointer:
             # On the host, where a slice costs nothing: the stacks have hundreds.
             items = repeat.unpack(_on_host(packed), state.loops) if state.loops else packed
             args = ocp.args.Composite(
-                data=ocp.args.JsonSave(position),
-                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             )
             if not self._manager.save(step, args=args, metrics=metrics):
                 raise SaveError(f"there is a later one, of step {self._manager.latest_step()}.")
@@ -129,8 +125,8 @@ class Checkpointer:
 
     def restore_latest(
         self, state: TrainState, sharding: jax.sharding.Sharding
-    ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The latest state and its position in the data, or None if there is none.
+    ) -> TrainState | None:
+        """The latest state, or None if there is none.
 
         Args:
           state: of the same shapes as the saved one; its values do not matter.
@@ -153,12 +149,10 @@ class Checkpointer:
         leaves.require_same(manifest.leaves, shapes, f"the checkpoint of step {step}")
         targets = {name: abstract(tree, sharding) for name, tree in shapes.items()}
         args = ocp.args.Composite(
-            data=ocp.args.JsonRestore(),
-            **{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()},
+            **{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
         )
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(path, args=args)
-        position = restored["data"]
         items = {name: repeat.pack(restored[name], state.loops) for name in targets}
         sums = repeat.unpack(jax.device_get(leaves.checksums(items, state.loops)), state.loops)
         leaves.require_checksums(manifest.leaves, sums, f"the checkpoint of step {step}")
@@ -169,7 +163,7 @@ class Checkpointer:
                 f"NaN. Move {store.directory(self._workdir) / str(step)} away, to go on from the "
                 "one before."
             )
-        return state, position
+        return state
 
     @property
     def best(self) -> tuple[int, float] | None:

@@ -6,6 +6,7 @@ the host reads and those that live on the devices (see resflax.data.resident).
 
 import collections
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -31,13 +32,14 @@ Read = Callable[[np.ndarray, np.ndarray], Batch]
 
 
 class TrainBatches:
-    """Endless training batches on the devices, some ahead, with a position that can be saved.
+    """Endless training batches on the devices, some ahead, from any step on.
 
     Every epoch is a new permutation that depends on the seed and the epoch only; the images that
     do not fill its last batch are left out, other ones in each epoch.
 
     Attributes:
       steps_per_epoch: whole batches in the data set.
+      step: steps whose batches were given out, or passed by `seek`.
       waited: whether the last call's batch was still to be read when it was asked for.
     """
 
@@ -80,15 +82,15 @@ class TrainBatches:
             share = _share(batch_size)
             return read(order[step][share], seeds[share])
 
-        dataset = grain.MapDataset.range(_ENDLESS).seed(seed).random_map(example_batch)
-        self._iterator = iter(dataset.to_iter_dataset(_options(threads)))
+        self._batches = grain.MapDataset.range(_ENDLESS).seed(seed).random_map(example_batch)
+        self._options = _options(threads)
         self._put = put
         self._ahead = ahead
-        self._position = self._iterator.get_state()
+        self.step = 0
         self.waited = False
 
     def take(self, counts: Iterable[int]) -> Iterator[tuple[int, Placed]]:
-        """Goes on from the position, call by call.
+        """Goes on after `step`, call by call.
 
         Args:
           counts: of the steps in each call.
@@ -97,40 +99,35 @@ class TrainBatches:
           The count and a batch, [N, ...]; where a call has several steps, theirs in one stack
           [count, N, ...] and one transfer.
         """
-        self._iterator.set_state(self._position)
-        queue: collections.deque[tuple[int, Placed, dict[str, Any]]]
-        queue = collections.deque()
+        batches = iter(self._batches[self.step :].to_iter_dataset(self._options))
+        queue: collections.deque[tuple[int, Placed]] = collections.deque()
         for count in counts:
-            queue.append((count, self._read(count), self._iterator.get_state()))
+            queue.append((count, self._read(batches, count)))
             if len(queue) > self._ahead:
                 yield self._give(queue)
         self.waited = False
         while queue:
             yield self._give(queue)
 
-    @property
-    def position(self) -> dict[str, Any]:
-        """Where the batches given out so far end; JSON."""
-        return self._position
-
     def indices(self, step: int) -> list[int]:
         """The examples of a step's batch, over all processes; the first step is 1."""
         return self._order[step - 1].tolist()
 
-    def seek(self, position: dict[str, Any]) -> None:
-        """Sets a saved position: the next batch is the one that came after it."""
-        self._position = position
+    def seek(self, step: int) -> None:
+        """Goes on, or back: the next batch is the one after so many steps."""
+        self.step = step
 
-    def _read(self, count: int) -> Placed:
+    def _read(self, batches: Iterator[Batch], count: int) -> Placed:
         start = time.monotonic()
-        batches = [next(self._iterator) for _ in range(count)]
+        read = list(itertools.islice(batches, count))
         self.waited = time.monotonic() - start > _INSTANT
         if count == 1:
-            return self._put(batches[0], 0)
-        return self._put(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), 1)
+            return self._put(read[0], 0)
+        return self._put(jax.tree.map(lambda *arrays: np.stack(arrays), *read), 1)
 
     def _give(self, queue: collections.deque) -> tuple[int, Placed]:
-        count, batch, self._position = queue.popleft()
+        count, batch = queue.popleft()
+        self.step += count
         return count, batch
 
 

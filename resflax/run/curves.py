@@ -31,7 +31,7 @@ def read_metrics(
 
     A line that goes back to an earlier step, or repeats a step for the same kind of line (train
     or eval), supersedes all earlier lines from that step on. The train and the eval line of one
-    step stand side by side. A last line that is not complete is ignored.
+    step stand side by side. A last line without its end is ignored.
 
     Args:
       path: a file with one JSON object a line, each with a "step" and an "epoch".
@@ -48,24 +48,31 @@ def read_metrics(
     """
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file.")  # a device may have no end
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines()
+    whole = len(lines) if text.endswith("\n") else len(lines) - 1
     kept: list[dict[str, float]] = []
-    for number, text in enumerate(lines, start=1):
+    for number, content in enumerate(lines, start=1):
         try:
-            line = _parse(text)
+            line = _parse(content)
         except ValueError as error:
-            if number == len(lines):
+            if number > whole:
                 break
             if report is None:
                 raise UserError(f"{path}, line {number}: {error}") from error
             report(f"{path}, line {number}, is left out: {error}.")
             continue
-        # At one step there is at most one line of either kind, so two lines back is far enough.
-        if any(_supersedes(line, old) for old in kept[-2:]):
-            while kept and kept[-1]["step"] >= line["step"]:
-                kept.pop()
-        kept.append(line)
+        add(line, kept)
     return kept
+
+
+def add(line: dict[str, float], kept: list[dict[str, float]]) -> None:
+    """Appends a line to those of `read_metrics`, in the place of the ones that it supersedes."""
+    # At one step there is at most one line of either kind, so two lines back is far enough.
+    if any(_supersedes(line, old) for old in kept[-2:]):
+        while kept and kept[-1]["step"] >= line["step"]:
+            kept.pop()
+    kept.append(line)
 
 
 def plot_curves(metrics: Metrics, path: pathlib.Path, *, title: str = "") -> None:

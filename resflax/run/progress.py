@@ -2,7 +2,6 @@
 
 import collections
 import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -82,7 +81,7 @@ class Progress:
         self._learning_rate = learning_rate
         self._max_skips = max_skips
         self._last: dict[str, Any] = {}
-        self._losses: collections.deque[float] = collections.deque(maxlen=_WINDOW)
+        self._losses = _Window()
         self._sums: dict[str, float] = {}
         self._count = 0
         self._seconds_per_step = 0.0
@@ -184,13 +183,11 @@ class Progress:
 
     def _flag_spike(self, step: int, loss: float) -> None:
         losses = self._losses
-        if len(losses) == _WINDOW:
-            limit = statistics.fmean(losses) + _SPIKE * statistics.pstdev(losses)
-            if loss > limit:
-                self._console.print(
-                    f"the loss of step {step} (epoch {self.epoch(step):.2f}) jumped to {loss:.4f}, "
-                    f"from {statistics.fmean(losses):.4f} in the {_WINDOW} steps before."
-                )
+        if losses.is_full and loss > losses.mean + _SPIKE * losses.deviation:
+            self._console.print(
+                f"the loss of step {step} (epoch {self.epoch(step):.2f}) jumped to {loss:.4f}, "
+                f"from {losses.mean:.4f} in the {_WINDOW} steps before."
+            )
         losses.append(loss)
 
     def evaluation(
@@ -225,3 +222,43 @@ class Progress:
             self._seconds_per_step = elapsed / count
         else:
             self._seconds_per_step += 0.1 * (elapsed / count - self._seconds_per_step)
+
+
+class _Window:
+    """The last numbers of a series, with their mean and deviation in constant time.
+
+    Attributes:
+      mean: of the numbers.
+    """
+
+    def __init__(self) -> None:
+        self._values: collections.deque[float] = collections.deque()
+        self.mean = 0.0
+        self._squares = 0.0  # sum of the squared distances from the mean
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many as count."""
+        return len(self._values) == _WINDOW
+
+    @property
+    def deviation(self) -> float:
+        """Their standard deviation."""
+        return math.sqrt(max(0.0, self._squares) / len(self._values))
+
+    def append(self, value: float) -> None:
+        """Adds a number, in the place of the oldest where the window is full.
+
+        Welford's update (1962), which, unlike a sum of squares, keeps the deviation of numbers that
+        differ little.
+        """
+        if not self.is_full:
+            self._values.append(value)
+            step = value - self.mean
+            self.mean += step / len(self._values)
+            self._squares += step * (value - self.mean)
+            return
+        old, mean = self._values.popleft(), self.mean
+        self._values.append(value)
+        self.mean += (value - old) / _WINDOW
+        self._squares += (value - old) * (value - self.mean + old - mean)

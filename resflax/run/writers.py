@@ -3,6 +3,7 @@
 A run does not need them: a file that cannot be written is reported once, and the run goes on.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import io
@@ -82,12 +83,28 @@ class MetricWriter:
         self._events = _Records(workdir / workdir_lib.EVENTS / events, _beginning(first_step))
         for file in (self._lines, self._events):
             self._attempt(file.path, functools.partial(file.append, b""))
+        self._history: list[dict[str, float]] = []
+        if metrics.is_file():
+            left_out = functools.partial(self._attempt.once, "left out")
+            self._attempt(
+                metrics, lambda: self._history.extend(curves.read_metrics(metrics, left_out))
+            )
+        self._drawer = concurrent.futures.ThreadPoolExecutor(1, "curves")
+        self._drawing: concurrent.futures.Future[None] | None = None
         self._start = self._drawn = time.monotonic()
+
+    def _read(self) -> None:
+        """Reads what earlier starts of the run wrote."""
+        metrics = self._workdir / workdir_lib.METRICS
+        if metrics.is_file():
+            left_out = functools.partial(self._attempt.once, "left out")
+            self._history = curves.read_metrics(metrics, left_out)
 
     def write(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Writes one line, with the seconds since this start of the run as 'time'."""
         seconds = time.monotonic() - self._start
         line = {"step": step, "epoch": round(epoch, 4), "time": round(seconds, 3), **metrics}
+        curves.add(line, self._history)
         texts = {self._lines: json.dumps(line).encode() + b"\n"}
         texts[self._events] = b"".join(
             _record(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
@@ -96,7 +113,9 @@ class MetricWriter:
         for file, text in texts.items():
             self._attempt(file.path, functools.partial(file.append, text))
         if time.monotonic() - self._drawn > self.DRAW_INTERVAL:
-            self._draw()
+            self._drawn = time.monotonic()
+            if self._drawing is None or self._drawing.done():
+                self._drawing = self._drawer.submit(self._draw, list(self._history))
 
     def __enter__(self) -> Self:
         return self
@@ -105,15 +124,12 @@ class MetricWriter:
         """Draws what is not yet drawn, also when the run fails."""
         for file in (self._lines, self._events):
             self._attempt(file.path, file.close)
-        self._draw()
+        self._drawer.shutdown()
+        self._draw(self._history)
 
-    def _draw(self) -> None:
-        metrics, picture = (self._workdir / n for n in (workdir_lib.METRICS, workdir_lib.CURVES))
-        if not metrics.is_file():
-            return
-        left_out = functools.partial(self._attempt.once, "left out")
+    def _draw(self, lines: curves.Metrics) -> None:
+        picture = self._workdir / workdir_lib.CURVES
         try:
-            lines = curves.read_metrics(metrics, report=left_out)
             if lines:
                 title = f"{self._workdir.parent.name}/{self._workdir.name}"
                 curves.plot_curves(lines, picture, title=title)
@@ -121,7 +137,6 @@ class MetricWriter:
         except Exception as error:
             why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             self._attempt.failed(picture, why)
-        self._drawn = time.monotonic()
 
 
 class _Records:
