@@ -7,7 +7,6 @@ Usage:
   python -m benchmarks.keras_parity [NAME ...] [--results results/parity_keras.csv]
 """
 
-import argparse
 import csv
 import functools
 import json
@@ -23,7 +22,7 @@ import numpy as np
 
 from resflax.interop import keras as interop
 from resflax.interop.weights import Variables
-from resflax.process.arguments import path_option
+from resflax.process.arguments import Parser, path_option
 
 # Keras' names, by ours.
 APPLICATIONS: dict[str, str] = {
@@ -165,7 +164,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the rows of the named networks, or of all, and appends them to a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--results", type=path_option, help="a CSV table that gets the rows")
     flags = parser.parse_args(arguments)

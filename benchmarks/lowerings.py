@@ -6,7 +6,6 @@ What it prints is what the choices in resflax.ops are made from: on another kind
 whether they still hold.
 """
 
-import argparse
 import functools
 import json
 import pathlib
@@ -26,6 +25,7 @@ from resflax.bench import report
 from resflax.bench.rounds import Costs, Entry, Result, measure
 from resflax.ops import conv, direct, native, norm, pool
 from resflax.process import runtime
+from resflax.process.arguments import Parser
 
 
 class Operation(NamedTuple):
@@ -150,7 +150,7 @@ def _norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batch", type=int, default=16, help="images; 8 times as many for 32 px")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument(

@@ -6,7 +6,6 @@ Needs torch, torchvision and timm (the package's extra 'torch'). Both networks h
 weights, see `peers.fill`, and see the same random images, of an even and an odd size.
 """
 
-import argparse
 import csv
 import dataclasses
 import fnmatch
@@ -24,7 +23,7 @@ import numpy as np
 from resflax.interop import peers
 from resflax.interop.torch import from_torch
 from resflax.interop.weights import Variables
-from resflax.process.arguments import path_option
+from resflax.process.arguments import Parser, path_option
 
 # Of the largest difference of logits, as a share of the largest logit. float32 sums in another
 # order come to half of it in the deepest networks; torch's own float32 and float64 differ as much.
@@ -176,7 +175,7 @@ def difference(
 
 def main(arguments: list[str] | None = None) -> int:
     """Compares, prints a line for every comparison, and writes the table if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("pattern", nargs="?", default="*", help="of our names or the library's")
     parser.add_argument("--output", type=path_option, help="a .csv; its other rows are kept")
     options = parser.parse_args(arguments)

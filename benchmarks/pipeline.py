@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     options = _options(argv)
-    console = report.Console()
+    console = report.Screen()
     load = report.load()
     if load > peers.cores() / 2:
         console.note(f"other programs are running: {load:.1f} in the last minute")

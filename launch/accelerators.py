@@ -6,7 +6,7 @@ import subprocess
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Slot:
     """The part of this machine that one of the runs has.
 
     Attributes:
@@ -35,8 +35,8 @@ def visible() -> list[str]:
     return [str(number) for number in range(len(gpus))]
 
 
-def places(parallel: int | None) -> list[Place]:
-    """The places of the runs at one time.
+def slots(parallel: int | None) -> list[Slot]:
+    """The slots of the runs at one time.
 
     Args:
       parallel: how many there are; None: one an accelerator, or one if there is none.
@@ -44,14 +44,14 @@ def places(parallel: int | None) -> list[Place]:
     gpus = visible()
     count = parallel or len(gpus) or 1
     if not gpus:
-        return [Place(cores=cores) for cores in _shares(count)]
+        return [Slot(cores=cores) for cores in _shares(count)]
     pinned = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
     sharers = -(-count // len(gpus))
     if sharers > 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
         # jax takes three quarters of a GPU's memory unless it is told otherwise.
         fraction = f"{0.9 / sharers:.3f}"
-        pinned = [place | {"XLA_PYTHON_CLIENT_MEM_FRACTION": fraction} for place in pinned]
-    return [Place(environment) for environment in pinned]
+        pinned = [slot | {"XLA_PYTHON_CLIENT_MEM_FRACTION": fraction} for slot in pinned]
+    return [Slot(environment) for environment in pinned]
 
 
 def _shares(count: int) -> list[frozenset[int]]:

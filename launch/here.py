@@ -59,7 +59,7 @@ def submit(runs: Sequence[Run], options: argparse.Namespace) -> int:
         signals.noted() as received,
         table.display(runs) as show,
     ):
-        pool = _Pool(runs, accelerators.places(options.parallel), held)
+        pool = _Pool(runs, accelerators.slots(options.parallel), held)
         while not received and pool.step():
             show(pool.statuses)
             time.sleep(signals.POLL)
@@ -81,11 +81,11 @@ def submit(runs: Sequence[Run], options: argparse.Namespace) -> int:
 
 @dataclasses.dataclass
 class _Attempt:
-    """A start of a run, in one of the places."""
+    """A start of a run, in one of the slots."""
 
     run: Run
     process: subprocess.Popen[bytes]
-    place: int  # its number
+    slot: int  # its number
     log_start: int  # bytes of the log that earlier attempts wrote
 
     def error(self) -> str:
@@ -103,19 +103,19 @@ class _Pool:
       statuses: by the runs' names.
     """
 
-    def __init__(self, runs: Sequence[Run], places: Sequence[accelerators.Place], held: int):
+    def __init__(self, runs: Sequence[Run], slots: Sequence[accelerators.Slot], held: int):
         """Takes up the runs that are not finished.
 
         Args:
           runs: of one sweep.
-          places: of the runs that are alive at one time.
+          slots: of the runs that are alive at one time.
           held: descriptor of the sweep's lock, which its runs inherit.
         """
         self.statuses = {run.name: status.read(run) for run in runs}
         self._waiting: collections.deque[Run] = collections.deque()
         self._alive: list[_Attempt] = []
-        self._places = places
-        self._free = list(range(len(places)))
+        self._slots = slots
+        self._free = list(range(len(slots)))
         self._held = held
         for run in runs:
             # Nothing is started, or written, where another config's run is.
@@ -149,7 +149,7 @@ class _Pool:
 
     def _start(self, run: Run) -> None:
         number = self._free[0]
-        place = self._places[number]
+        slot = self._slots[number]
         try:
             run.workdir.mkdir(exist_ok=True)
             (run.workdir / status.ERROR).unlink(missing_ok=True)
@@ -160,24 +160,24 @@ class _Pool:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | place.environment,
+                    env=os.environ | slot.environment,
                     pass_fds=(self._held,),
                     process_group=0,  # so that Ctrl-C comes to it from here alone, once
                 )
         except OSError as error:
             self._set(run, state=State.FAILED, error=f"{error.filename}: {error.strerror}.")
             return
-        if place.cores:
+        if slot.cores:
             # Long before it has threads, which inherit it.
             with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(process.pid, place.cores)
+                os.sched_setaffinity(process.pid, slot.cores)
         self._free.remove(number)
         self._alive.append(_Attempt(run, process, number, log_start))
         self._set(run, state=State.RUNNING)
 
     def _ended(self, attempt: _Attempt) -> None:
         self._alive.remove(attempt)
-        self._free.append(attempt.place)
+        self._free.append(attempt.slot)
         run = attempt.run
         now = status.read(run)
         if attempt.process.returncode or now.state is not State.DONE:

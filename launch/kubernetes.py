@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from launch import resources
+from launch import resources, status
 from resflax.errors import UserError
 from resflax.process.arguments import path_option
-from resflax.run import workdir as workdir_lib
 
 if TYPE_CHECKING:
     from launch.runs import Run
@@ -96,7 +95,7 @@ def submit(runs: Sequence["Run"], options: argparse.Namespace) -> int:
     Raises:
       KubernetesError: if the options do not fit one another, or the files cannot be written.
     """
-    left = [run for run in runs if workdir_lib.read_result(run.workdir) is None]
+    left = [run for run in runs if status.result(run.workdir) is None]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done", file=sys.stderr)
     if not left:
         return 0

@@ -17,9 +17,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, NoReturn
+from typing import IO
 
 from launch import signals
+from resflax.process.arguments import Parser, fail
 
 # jax.distributed takes SIGTERM for the notice of a preemption, and a process that waits for a lost
 # one does not come to act on it: after so many seconds SIGKILL follows.
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     xla_flags = os.environ.get("XLA_FLAGS", "")
     if xla_flags and not xla_flags.lstrip().startswith("-"):
-        _fail(f"XLA_FLAGS names a file, {xla_flags}; give it the flags themselves.")
+        fail(f"XLA_FLAGS names a file, {xla_flags}; give it the flags themselves.")
     coordinator = f"127.0.0.1:{_free_port()}"
     with signals.noted() as received:
         processes: list[subprocess.Popen[str]] = []
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 processes.append(_start(command, environment))
             except OSError as error:
                 signals.end(processes, _STAGES, received)
-                _fail(f"{command[0]}: {error.strerror}.")
+                fail(f"{command[0]}: {error.strerror}.")
         readers = [thread for i, process in enumerate(processes) for thread in _relay(i, process)]
         code = _wait(processes, received)
         for reader in readers:
@@ -86,8 +87,8 @@ def host_devices(count: int, xla_flags: str = "") -> dict[str, str]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m launch.local",
         usage="%(prog)s --processes N --devices M -- COMMAND ...",
         description=__doc__.partition(":")[0] + ".",
@@ -98,19 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--devices", type=_count, default=1, metavar="M", help="of each process; default: 1")
     add("command", nargs="+", metavar="COMMAND", help="such as python -m resflax.main ...")
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2."""
-        _fail(message)
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _count(text: str) -> int:

@@ -15,9 +15,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launch import lock, resources
+from launch import lock, resources, status
 from resflax.errors import UserError
-from resflax.run import workdir as workdir_lib
 
 if TYPE_CHECKING:
     from launch.runs import Run
@@ -79,7 +78,7 @@ def submit(runs: Sequence["Run"], options: argparse.Namespace) -> int:
         waiting = queued(workdir)
         left = []
         for run in runs:
-            if workdir_lib.read_result(run.workdir) is not None:
+            if status.result(run.workdir) is not None:
                 print(f"{run.name}: done")
             elif run.name in waiting:
                 print(f"{run.name}: {waiting[run.name].lower()}")

@@ -60,15 +60,23 @@ def read(run: Run) -> Status:
     if other:
         return Status(State.FAILED, error=other)
     epochs = float(run.resolve().train.epochs)
-    result = workdir_lib.read_result(run.workdir)
-    if result is not None and "eval/top1" in result:
-        return Status(State.DONE, epochs, epochs, result["eval/top1"])
+    found = result(run.workdir)
+    if found is not None:
+        return Status(State.DONE, epochs, epochs, found["eval/top1"])
     epoch, top1 = progress(run.workdir)
     error = _read(run.workdir / ERROR).strip()
     if error:
         return Status(State.FAILED, epoch, epochs, top1, error)
     started = os.path.exists(run.workdir / workdir_lib.CONFIG)
     return Status(State.INTERRUPTED if started else State.QUEUED, epoch, epochs, top1)
+
+
+def result(workdir: pathlib.Path) -> dict[str, float] | None:
+    """The numbers of a finished run; None if it is to be started: it has no sound result."""
+    try:
+        return workdir_lib.read_result(workdir)
+    except workdir_lib.WorkdirError:
+        return None
 
 
 def conflict(run: Run) -> str:

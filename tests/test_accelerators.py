@@ -1,7 +1,7 @@
 import pytest
 
 from launch import accelerators
-from launch.accelerators import Place
+from launch.accelerators import Slot
 
 LISTING = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0a1b)
 GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2c3d)
@@ -25,11 +25,11 @@ def listing(tmp_path, monkeypatch):
 
 def test_each_gpu_is_a_place(listing):
     listing(LISTING)
-    assert accelerators.places(None) == [
-        Place({"CUDA_VISIBLE_DEVICES": "0"}),
-        Place({"CUDA_VISIBLE_DEVICES": "1"}),
+    assert accelerators.slots(None) == [
+        Slot({"CUDA_VISIBLE_DEVICES": "0"}),
+        Slot({"CUDA_VISIBLE_DEVICES": "1"}),
     ]
-    assert accelerators.places(1) == [Place({"CUDA_VISIBLE_DEVICES": "0"})]
+    assert accelerators.slots(1) == [Slot({"CUDA_VISIBLE_DEVICES": "0"})]
 
 
 def test_those_that_the_user_chose_are_taken(listing, monkeypatch):
@@ -42,23 +42,23 @@ def test_those_that_the_user_chose_are_taken(listing, monkeypatch):
 
 def test_runs_that_share_a_gpu_share_its_memory(listing, monkeypatch):
     listing(LISTING)
-    places = [place.environment for place in accelerators.places(3)]
+    places = [place.environment for place in accelerators.slots(3)]
     assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "0"]
     assert {place["XLA_PYTHON_CLIENT_MEM_FRACTION"] for place in places} == {"0.450"}
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.3")
-    assert accelerators.places(3)[2] == Place({"CUDA_VISIBLE_DEVICES": "0"})
+    assert accelerators.slots(3)[2] == Slot({"CUDA_VISIBLE_DEVICES": "0"})
 
 
 @pytest.mark.parametrize("code", [0, 9])
 def test_without_a_gpu_runs_are_on_the_cpu(listing, code):
     listing("No devices were found\n" if code == 0 else LISTING, code)
-    assert accelerators.places(None) == [Place()]
+    assert accelerators.slots(None) == [Slot()]
 
 
 def test_where_jax_uses_the_cpu_there_are_none(listing, monkeypatch):
     listing(LISTING)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert accelerators.places(None) == [Place()]
+    assert accelerators.slots(None) == [Slot()]
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_where_jax_uses_the_cpu_there_are_none(listing, monkeypatch):
 def test_runs_on_the_cpu_share_its_cores(monkeypatch, runs, cores, shares):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: cores)
-    assert [place.cores for place in accelerators.places(runs)] == shares
+    assert [place.cores for place in accelerators.slots(runs)] == shares

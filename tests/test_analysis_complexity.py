@@ -112,7 +112,9 @@ def test_runs_are_drawn_by_accuracy_and_keep_their_names_apart(tmp_path):
     for path, top1 in zip(paths, (0.9, 0.8, None), strict=True):
         path.mkdir(parents=True)
         if top1 is not None:
-            (path / "result.json").write_text(json.dumps({"eval/top1": top1}))
+            (path / "result.json").write_text(
+                json.dumps({"eval/top1": top1, "best/top1": top1, "seconds": 1.0})
+            )
     names = ["cifar_resnet20", "cifar_resnet32", "cifar_resnet44"]
     runs = [lazy(name, trained=True, label="seed_0 (step 9)") for name in names]
     options = argparse.Namespace(workdir=list(map(str, paths)))
@@ -137,7 +139,7 @@ def test_a_damaged_result_is_named(tmp_path):
     assert accuracy.read(tmp_path) is None
     for text in ("{", "{}", "[]"):
         (tmp_path / "result.json").write_text(text)
-        with pytest.raises(ValueError, match=r"result.json cannot be read"):
+        with pytest.raises(ValueError, match=r"result.json (cannot be read|has no|is not)"):
             accuracy.read(tmp_path)
 
 

@@ -439,7 +439,7 @@ def test_markdown_quotes_the_fastest_form():
 
 
 def test_table_and_verdicts(capsys):
-    report.Console().table(measurement())
+    report.Screen().table(measurement())
     printed = capsys.readouterr().out
     lines = [line.rstrip() for line in printed.splitlines()]
     assert any("timm channels_last" in line and "4 MiB (peak)" in line for line in lines)

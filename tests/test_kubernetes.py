@@ -14,6 +14,8 @@ validate = pytest.importorskip("kubernetes_validate").validate
 # Versions whose schemas are checked: an old one in use, and the newest.
 VERSIONS = ("1.31", "1.34")
 
+RESULT = '{"eval/top1": 0.5, "best/top1": 0.5, "seconds": 1.0}'
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -215,7 +217,7 @@ def test_a_config_that_the_image_does_not_have_is_refused():
 def test_unfinished_runs_are_printed(tmp_path, capsys):
     both = [Run("depth=20", tmp_path / "depth=20"), Run("depth=32", tmp_path / "depth=32")]
     both[0].workdir.mkdir()
-    (both[0].workdir / "result.json").write_text("{}")
+    (both[0].workdir / "result.json").write_text(RESULT)
     assert kubernetes.submit(both, options("--mount", str(tmp_path))) == 0
     output, errors = capsys.readouterr()
     (job,) = yaml.safe_load_all(output)

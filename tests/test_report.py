@@ -23,7 +23,7 @@ from resflax.models import count
 from resflax.report import plots, study, table
 from resflax.report import runs as runs_lib
 from resflax.report.__main__ import main
-from resflax.report.runs import State
+from resflax.report.runs import Outcome
 from resflax.run import workdir as workdir_lib
 from resflax.train import train_and_evaluate
 
@@ -90,7 +90,7 @@ def notes(path):
 def test_a_trained_run_is_read_as_it_was(trained):
     path, result = trained
     run = runs_lib.read(path)
-    assert (run.state, run.note) == (State.FINISHED, "")
+    assert (run.state, run.note) == (Outcome.FINISHED, "")
     assert run.result == result
     assert run.seconds == pytest.approx(result["seconds"])
     assert run.metrics[-1]["eval/top1"] == result["eval/top1"]

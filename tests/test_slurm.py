@@ -19,6 +19,8 @@ from launch import here, lock, slurm
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+RESULT = '{"eval/top1": 0.5, "best/top1": 0.5, "seconds": 1.0}'
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -244,7 +246,7 @@ def test_an_array_runs_to_its_end(cluster, tmp_path, monkeypatch, capsys):
     runs = [Run(name, folder / name) for name in ("seed=1", "seed=2", "broken", "done")]
     runs[2] = dataclasses.replace(runs[2], flags=("--config.model.shortcut=Z",))
     runs[3].workdir.mkdir(parents=True)
-    (runs[3].workdir / "result.json").write_text("{}")
+    (runs[3].workdir / "result.json").write_text(RESULT)
     submit(runs, "--parallel", "1", "--cpus", "1", "--time", "30")
     assert "done: done\njob " in capsys.readouterr().out
     wait_for(lambda: not queue())

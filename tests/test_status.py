@@ -46,7 +46,7 @@ def test_a_half_written_line_is_left_out(run):
 
 def test_a_result_is_the_mark_of_a_finished_run(run):
     start(run, *LINES)
-    workdir_lib.write_result(run.workdir, {"eval/top1": 0.75})
+    workdir_lib.write_result(run.workdir, {"eval/top1": 0.75, "best/top1": 0.75, "seconds": 1.0})
     (run.workdir / "error.txt").write_text("of an earlier start\n")
     assert status.read(run) == Status(State.DONE, 2.0, 2.0, 0.75)
 
@@ -67,7 +67,9 @@ def test_an_error_is_told(run):
 def test_the_run_of_another_config_is_not_this_one(run, result):
     start(Run(run.name, run.config, {"optim.lr": 0.2}, run.workdir))
     if result:
-        workdir_lib.write_result(run.workdir, {"eval/top1": 0.75})
+        workdir_lib.write_result(
+            run.workdir, {"eval/top1": 0.75, "best/top1": 0.75, "seconds": 1.0}
+        )
     now = status.read(run)
     assert now.state is State.FAILED
     assert now.error == f"{run.workdir} holds a run with another config (optim.lr: 0.2 -> 0.1)."

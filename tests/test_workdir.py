@@ -118,13 +118,18 @@ def test_a_config_that_is_not_utf8_is_named(tmp_path):
     assert str(error.value).startswith(f"{tmp_path}/config.json: not a config of resflax: 'utf-8'")
 
 
-@pytest.mark.parametrize("data", [None, b"", b"\0" * 99, b'{"eval', b"[]", b"\xff", b'{"a": "x"}'])
-def test_a_result_that_is_not_whole_is_none(tmp_path, data):
-    if data is not None:
-        (tmp_path / "result.json").write_bytes(data)
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0" * 99, b'{"eval', b"[]", b"\xff", b'{"a": "x"}', b'{"eval/top1": 2}', b"[" * 9999],
+)
+def test_a_result_that_is_none_is_an_error(tmp_path, data):
     assert workdir_lib.read_result(tmp_path) is None
-    workdir_lib.write_result(tmp_path, {"eval/top1": 0.5})
-    assert workdir_lib.read_result(tmp_path) == {"eval/top1": 0.5}
+    (tmp_path / "result.json").write_bytes(data)
+    with pytest.raises(workdir_lib.WorkdirError, match=r"^result.json (cannot be read|is not|has)"):
+        workdir_lib.read_result(tmp_path)
+    result = {"eval/top1": 0.5, "best/top1": 0.75, "seconds": 1.0, "eval/loss": float("inf")}
+    workdir_lib.write_result(tmp_path, result)
+    assert workdir_lib.read_result(tmp_path) == result
 
 
 def test_a_file_is_written_anew_and_nothing_stays_beside_it(tmp_path):

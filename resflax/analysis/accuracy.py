@@ -1,6 +1,5 @@
 """The accuracy of finished runs, against what their networks cost."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,9 +10,6 @@ from resflax import figures
 from resflax.analysis import bars
 from resflax.errors import UserError
 from resflax.run import workdir as workdir_lib
-
-# Of the result, which a run has when it has finished: see resflax.train.
-_TOP1 = "eval/top1"
 
 _MARKERS = "osD^vPXd"
 
@@ -36,13 +32,12 @@ def read(workdir: str | pathlib.Path) -> float | None:
     Raises:
       UserError: if there is a file of the result that cannot be read.
     """
-    path = pathlib.Path(workdir).expanduser() / workdir_lib.RESULT
+    workdir = pathlib.Path(workdir).expanduser()
     try:
-        return float(json.loads(path.read_text())[_TOP1])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error!r}.") from error
+        result = workdir_lib.read_result(workdir)
+    except workdir_lib.WorkdirError as error:
+        raise UserError(f"{workdir}: {error}") from None
+    return None if result is None else result["eval/top1"]
 
 
 def draw(points: Sequence[Point]) -> Figure:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     _prepare_jax(options.stock_process)
-    console = report.Console()
+    console = report.Screen()
     load = report.load()
     try:
         _check(options)
@@ -154,7 +154,7 @@ def _measure(
     entries: list[Entry],
     options: argparse.Namespace,
     peaks: dict[str, roofline.Peaks],
-    console: report.Console,
+    console: report.Screen,
 ) -> report.Measurement:
     with console.progress():
         results = measure(
@@ -189,13 +189,13 @@ def _tear_down() -> None:
     gc.collect()
 
 
-def _find_batches(cases: Sequence[Case], console: report.Console) -> None:
+def _find_batches(cases: Sequence[Case], console: report.Screen) -> None:
     for case in {case.name: case for case in cases}.values():
         found = largest_batch(case, functools.partial(_note, console, case.name))
         print(f"{case.name}, images of {case.size} x {case.size}, {case.dtype.name}: {found}")
 
 
-def _note(console: report.Console, name: str, text: str) -> None:
+def _note(console: report.Screen, name: str, text: str) -> None:
     console.note(f"{name}, {text}")
 
 

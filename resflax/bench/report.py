@@ -65,7 +65,7 @@ class Measurement:
         return {peer: result for peer, (_, result) in best.items()}
 
 
-class Console:
+class Screen:
     """Prints results to the standard output; what goes on meanwhile to the standard error."""
 
     # Seconds between two lines about the progress where none can change.

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from resflax import figures
 from resflax.report import axes as axes_lib
-from resflax.report.runs import Run
+from resflax.report.runs import Record
 from resflax.report.study import Axis, Group, Study
 
 # Panels of one figure, 4 to a row: no more fit on a page.
@@ -108,7 +108,7 @@ def _panel(panel: Axes, groups: Sequence[Group], axis: Axis | None) -> None:
         panel.fill_between(epochs, low, high, color=look["color"], alpha=0.2, linewidth=0)
 
 
-def _evaluations(run: Run) -> list[tuple[float, float]]:
+def _evaluations(run: Record) -> list[tuple[float, float]]:
     """Epochs, and the accuracy after them in per cent."""
     return [
         (line["epoch"], 100 * line[_ACCURACY])
@@ -117,7 +117,7 @@ def _evaluations(run: Run) -> list[tuple[float, float]]:
     ]
 
 
-def _curve(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _curve(runs: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Epochs, mean and standard deviation (0 of one run) of the accuracy, all [n]."""
     by_epoch: dict[float, list[float]] = collections.defaultdict(list)
     for run in runs:

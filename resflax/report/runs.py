@@ -23,11 +23,8 @@ from resflax.run import workdir as workdir_lib
 # A directory with one of these is a run, or what is left of one.
 _MARKS = {workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.ERROR}
 
-# Of a result, those that are shares of the test images.
-_SHARES = ("eval/top1", "best/top1")
 
-
-class State(enum.Enum):
+class Outcome(enum.Enum):
     """How far a run came."""
 
     FINISHED = "finished"
@@ -37,7 +34,7 @@ class State(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Record:
     """A run, as its directory shows it.
 
     Attributes:
@@ -52,7 +49,7 @@ class Run:
     """
 
     path: pathlib.Path
-    state: State
+    state: Outcome
     note: str = ""
     config: ml_collections.ConfigDict | None = None
     description: Description | None = None
@@ -61,7 +58,7 @@ class Run:
     seconds: float = 0.0
 
 
-def find(directories: Sequence[pathlib.Path]) -> list[Run]:
+def find(directories: Sequence[pathlib.Path]) -> list[Record]:
     """The runs in directories and in what is under them, each once, in the order of their paths.
 
     Raises:
@@ -85,7 +82,7 @@ def find(directories: Sequence[pathlib.Path]) -> list[Run]:
     return [read(path) for path in found]
 
 
-def read(path: pathlib.Path) -> Run:
+def read(path: pathlib.Path) -> Record:
     """What a run's directory tells; nothing in it raises an error."""
     problems: list[str] = []
 
@@ -100,34 +97,34 @@ def read(path: pathlib.Path) -> Run:
     config = attempt(_config, workdir_lib.CONFIG)
     left_out: list[str] = []
     metrics = attempt(functools.partial(_metrics, left_out), workdir_lib.METRICS) or ()
-    result = attempt(_result, workdir_lib.RESULT)
+    result = attempt(workdir_lib.read_result, workdir_lib.RESULT)
     error = attempt(_error, workdir_lib.ERROR)
     damaged = bool(problems)
     problems += left_out[:1]
     description = attempt(workdir_lib.read_description, workdir_lib.DATASET)
-    run = Run(path, State.FINISHED, "", config, description, metrics)
+    run = Record(path, Outcome.FINISHED, "", config, description, metrics)
     if config is None and not problems and not error:
         problems.append(f"{workdir_lib.CONFIG} is missing.")
     if config is not None and result is not None:
         infinite = [name for name, value in result.items() if not math.isfinite(value)]
         if infinite:
-            return _with(run, State.FAILED, f"{infinite[0]} is {result[infinite[0]]}.", *problems)
+            return _with(run, Outcome.FAILED, f"{infinite[0]} is {result[infinite[0]]}.", *problems)
         if description is None and not problems:
             problems.append(f"{workdir_lib.DATASET} is missing.")
         problems.append(_disagreement(result, metrics))
         seconds = _earlier_seconds(metrics, result["seconds"])
         run = dataclasses.replace(run, result=result, seconds=seconds)
-        return _with(run, State.FINISHED, *problems)
+        return _with(run, Outcome.FINISHED, *problems)
     if error:
-        return _with(run, State.FAILED, error, *problems)
+        return _with(run, Outcome.FAILED, error, *problems)
     if config is None or damaged:
-        return _with(run, State.DAMAGED, *problems)
+        return _with(run, Outcome.DAMAGED, *problems)
     if failure := _failure(path, metrics):
-        return _with(run, State.FAILED, failure, *problems)
+        return _with(run, Outcome.FAILED, failure, *problems)
     return _with(run, *_progress(config, metrics), *problems)
 
 
-def size(run: Run) -> Count:
+def size(run: Record) -> Count:
     """Parameters and multiply-adds of a run's network for an image of its data set.
 
     Raises:
@@ -156,7 +153,7 @@ def _walk(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         visited.add(real)
 
 
-def _with(run: Run, state: State, *notes: str) -> Run:
+def _with(run: Record, state: Outcome, *notes: str) -> Record:
     return dataclasses.replace(run, state=state, note=" ".join(filter(None, notes)))
 
 
@@ -199,40 +196,12 @@ def _error(path: pathlib.Path) -> str:
     return _one_line(lines[-1]) if lines else "nobody noted why."
 
 
-def _result(path: pathlib.Path) -> dict[str, float]:
-    """The numbers of result.json, which may be infinite.
-
-    Raises:
-      UserError: if it is not the result of a run.
-    """
-    try:
-        result = json.loads((path / workdir_lib.RESULT).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{workdir_lib.RESULT} cannot be read: {error}.") from None
-    if not isinstance(result, dict):
-        raise UserError(f"{workdir_lib.RESULT} is not the result of a run.")
-    numbers = {
-        name: value
-        for name, value in result.items()
-        if type(value) is float or (type(value) is int and abs(value) < 2**63)
-    }
-    for name in (*_SHARES, "seconds"):
-        if name not in numbers:
-            raise UserError(f"{workdir_lib.RESULT} has no number {name}.")
-    for name in _SHARES:
-        if result[name] < 0 or result[name] > 1:
-            raise UserError(f"{workdir_lib.RESULT}: {name} {result[name]} is not from 0 to 1.")
-    if numbers["seconds"] < 0:
-        raise UserError(f"{workdir_lib.RESULT}: seconds {numbers['seconds']} is negative.")
-    return numbers
-
-
 def _disagreement(result: dict[str, float], metrics: curves.Metrics) -> str:
     """What the result says otherwise than the metrics; '': nothing."""
     evaluations = [line["eval/top1"] for line in metrics if "eval/top1" in line]
     if not evaluations:
         return ""
-    for name, value in zip(_SHARES, (evaluations[-1], max(evaluations)), strict=True):
+    for name, value in zip(workdir_lib.SHARES, (evaluations[-1], max(evaluations)), strict=True):
         if not math.isclose(result[name], value, abs_tol=1e-6):
             return (
                 f"{name} is {result[name]} in {workdir_lib.RESULT}, and {value} by "
@@ -252,13 +221,13 @@ def _earlier_seconds(metrics: curves.Metrics, seconds: float) -> float:
     return sum(ends) + max(seconds, times[-1] if times else 0.0)
 
 
-def _progress(config: ml_collections.ConfigDict, metrics: curves.Metrics) -> tuple[State, str]:
+def _progress(config: ml_collections.ConfigDict, metrics: curves.Metrics) -> tuple[Outcome, str]:
     """How far a run without a result came."""
     if not metrics:
-        return State.UNFINISHED, "no metrics yet."
+        return Outcome.UNFINISHED, "no metrics yet."
     last = metrics[-1]
     where = f"step {last['step']}, epoch {last['epoch']:g} of {config.train.epochs:g}."
     for name, value in last.items():
         if not math.isfinite(value):
-            return State.FAILED, f"{name} is {value} at {where}"
-    return State.UNFINISHED, where
+            return Outcome.FAILED, f"{name} is {value} at {where}"
+    return Outcome.UNFINISHED, where

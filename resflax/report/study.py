@@ -12,7 +12,7 @@ from resflax import config as config_lib
 from resflax.errors import UserError
 from resflax.models import Count
 from resflax.report import runs as runs_lib
-from resflax.report.runs import Run, State
+from resflax.report.runs import Outcome, Record
 
 _SEED = "seed"
 
@@ -55,13 +55,13 @@ class Group:
     """
 
     settings: dict[str, Any]
-    runs: Sequence[Run]
+    runs: Sequence[Record]
     size: Count | None
 
     @functools.cached_property
-    def finished(self) -> list[Run]:
+    def finished(self) -> list[Record]:
         """The runs that statistics are of."""
-        return [run for run in self.runs if run.state is State.FINISHED]
+        return [run for run in self.runs if run.state is Outcome.FINISHED]
 
     @property
     def final_error(self) -> Statistic | None:
@@ -121,7 +121,7 @@ class Study:
       notes: paths of runs, and what is to be said of each.
     """
 
-    runs: Sequence[Run]
+    runs: Sequence[Record]
     axes: Sequence[Axis]
     groups: Sequence[Group]
     common: dict[str, Any]
@@ -134,7 +134,7 @@ class Study:
         return [field for field in self.labels if any(field in a.fields for a in self.axes)]
 
 
-def compare(runs: Sequence[Run]) -> Study:
+def compare(runs: Sequence[Record]) -> Study:
     """Groups runs by the fields that vary between their configs, the seed apart.
 
     Runs without a config are in no group. Of those with the same config and seed only one is, a
@@ -148,8 +148,8 @@ def compare(runs: Sequence[Run]) -> Study:
         for field in first
         if field != _SEED and len({config[field] for config in configs.values()}) > 1
     ]
-    members: dict[tuple[Any, ...], dict[int, Run]] = {}
-    for run in sorted(runs, key=lambda run: run.state is not State.FINISHED):
+    members: dict[tuple[Any, ...], dict[int, Record]] = {}
+    for run in sorted(runs, key=lambda run: run.state is not Outcome.FINISHED):
         if run.config is not None:
             settings = tuple(configs[run.path][field] for field in varying)
             same = members.setdefault(settings, {}).setdefault(run.config.seed, run)
@@ -188,8 +188,8 @@ def show(value: Any) -> str:
     return "default" if value is None else str(value)
 
 
-def _remark(run: Run) -> str:
-    return run.note if run.state is State.FINISHED else f"{run.state.value}: {run.note}"
+def _remark(run: Record) -> str:
+    return run.note if run.state is Outcome.FINISHED else f"{run.state.value}: {run.note}"
 
 
 def _in_order(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class _Sizes:
     def __init__(self) -> None:
         self._known: dict[Hashable, tuple[Count | None, str]] = {}
 
-    def of(self, seeds: Sequence[Run]) -> tuple[Count | None, str]:
+    def of(self, seeds: Sequence[Record]) -> tuple[Count | None, str]:
         """The size of the network of a configuration, or why it is not known."""
         run = next((run for run in seeds if run.description is not None), None)
         if run is None or run.config is None or run.description is None:

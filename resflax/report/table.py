@@ -13,7 +13,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from resflax.report.runs import State
+from resflax.report.runs import Outcome
 from resflax.report.study import Group, Statistic, Study
 from resflax.report.study import show as text_of
 
@@ -73,7 +73,7 @@ def rows(study: Study) -> Iterator[list[str]]:
 def summary(study: Study) -> str:
     """What was found, in one line: 'resnet50 on tfds: 3 runs of 1 configuration, 3 finished'."""
     states = collections.Counter(run.state for run in study.runs)
-    counts = (f"{n} {state.value}" for state in State if (n := states[state]))
+    counts = (f"{n} {state.value}" for state in Outcome if (n := states[state]))
     runs, configurations = len(study.runs), len(study.groups)
     same = (str(study.common[f]) for f in ("model.name", "data.source") if f in study.common)
     return (

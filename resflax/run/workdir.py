@@ -27,6 +27,9 @@ RESULT = "result.json"
 BAD_FILES = "bad_files.txt"
 ERROR = "error.txt"  # of a launcher: the last line of a run that failed; gone when it starts again
 
+# Of a result: the accuracies after the last step and of the best, from 0 to 1.
+SHARES = ("eval/top1", "best/top1")
+
 # Of equal images, mean and deviation differ by less where another library decodes them.
 _TOLERANCE = 1e-3
 
@@ -122,12 +125,33 @@ def write_result(workdir: pathlib.Path, result: dict[str, float]) -> None:
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, float] | None:
-    """What came out of a run; None if it is not finished: there is no result, or half of one."""
+    """The numbers of a finished run's result.json, which may be infinite; None if there is none.
+
+    Raises:
+      WorkdirError: if the file is not the result of a run.
+    """
     try:
         result = json.loads((workdir / RESULT).read_text(encoding="utf-8"))
-        return {name: float(value) for name, value in result.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise WorkdirError(f"{RESULT} cannot be read: {error}.") from None
+    if not isinstance(result, dict):
+        raise WorkdirError(f"{RESULT} is not the result of a run.")
+    numbers = {
+        name: value
+        for name, value in result.items()
+        if type(value) is float or (type(value) is int and abs(value) < 2**63)
+    }
+    for name in (*SHARES, "seconds"):
+        if name not in numbers:
+            raise WorkdirError(f"{RESULT} has no number {name}.")
+    for name in SHARES:
+        if numbers[name] < 0 or numbers[name] > 1:
+            raise WorkdirError(f"{RESULT}: {name} {numbers[name]} is not from 0 to 1.")
+    if numbers["seconds"] < 0:
+        raise WorkdirError(f"{RESULT}: seconds {numbers['seconds']} is negative.")
+    return numbers
 
 
 def write_bad_files(workdir: pathlib.Path, lines: Iterable[str], process: int = 0) -> None:
