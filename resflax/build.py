@@ -94,7 +94,7 @@ def train_step(
     step: Callable[..., Any] = functools.partial(
         steps.train_step,
         axis_name=parallel.axis_name,
-        augment=augmentation.augmenter(normalize, **config.augment),
+        augment=augmentation.augmenter(normalize, augmentation.Augmentation(**config.augment)),
         mix=_mixer(config, dataset.description.num_classes),
         label_smoothing=config.train.label_smoothing,
         aux_weight=config.train.aux_weight if config.model.aux_heads else 0.0,

@@ -86,7 +86,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     ):
         _at_least(config, field, 0)
     try:
-        augmentation.augmenter(lambda images: images, **config.augment)
+        augmentation.Augmentation(**config.augment)
         mixing.mixer(**config.mix)
     except UserError as error:
         raise ConfigError(f"config.{error}") from None

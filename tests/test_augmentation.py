@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resflax import config as config_lib
 from resflax.data import augmentation, transforms
 from resflax.data.transforms import AugmentationError
 
@@ -47,8 +48,13 @@ def keys(n, seed=1):
     return jax.random.split(jax.random.key(seed), n)
 
 
+def augmenter(normalize, **settings):
+    settings = {**config_lib.base().augment, **settings}
+    return augmentation.augmenter(normalize, augmentation.Augmentation(**settings))
+
+
 def augmented(images, normalize=plain, seed=1, **settings):
-    augment = jax.jit(augmentation.augmenter(normalize, **settings))
+    augment = jax.jit(augmenter(normalize, **settings))
     return np.asarray(augment(keys(len(images), seed), jnp.asarray(images)))
 
 
@@ -92,7 +98,7 @@ def test_an_image_depends_on_its_own_key_alone(channels):
     images = jnp.asarray(pictures(6, channels=channels))
     settings = EVERYTHING if channels == 3 else {"rand_augment_layers": 2, "contrast": 0.4}
     normalize = augmentation.normalizer((0.5,) * channels, (0.25,) * channels)
-    augment = jax.jit(augmentation.augmenter(normalize, **settings))
+    augment = jax.jit(augmenter(normalize, **settings))
     together = augment(keys(6), images)
     assert together.shape == images.shape
     assert together.dtype == jnp.float32
@@ -108,7 +114,7 @@ def test_an_image_depends_on_its_own_key_alone(channels):
 def test_jit_changes_nothing():
     images = pictures(4, channels=1)
     settings = {"contrast": 0.4}
-    eager = augmentation.augmenter(plain, **settings)(keys(4), jnp.asarray(images))
+    eager = augmenter(plain, **settings)(keys(4), jnp.asarray(images))
     np.testing.assert_allclose(eager, augmented(images, **settings), atol=1e-3)
 
 
@@ -378,7 +384,7 @@ def test_crops_are_not_larger_than_the_images(crop, size):
 )
 def test_settings_that_cannot_be_are_refused(settings, right):
     with pytest.raises(AugmentationError, match=right):
-        augmentation.augmenter(plain, **settings)
+        augmenter(plain, **settings)
 
 
 @pytest.mark.parametrize("name", ["saturation", "hue", "lighting"])

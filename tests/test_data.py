@@ -8,6 +8,7 @@ import pytest
 from small import config as small_config
 
 from resflax import UserError
+from resflax import config as config_lib
 from resflax.data import augmentation, examples, gallery, pipeline, sources
 
 
@@ -139,7 +140,8 @@ def test_normalisation_gives_zero_mean_and_unit_variance():
 
 def augmented(n=64, **settings):
     images = jax.random.randint(jax.random.key(0), (n, 6, 6, 1), 1, 256).astype(jnp.uint8)
-    augment = augmentation.augmenter(lambda x: x.astype(jnp.float32), **settings)
+    settings = augmentation.Augmentation(**{**config_lib.base().augment, **settings})
+    augment = augmentation.augmenter(lambda x: x.astype(jnp.float32), settings)
     keys = jax.random.split(jax.random.key(1), n)
     return np.asarray(images, np.float32), np.asarray(augment(keys, images)), augment, keys
 

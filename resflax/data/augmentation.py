@@ -1,5 +1,6 @@
 """From uint8 images to what a network sees, on the device: normalisation and augmentation."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -32,37 +33,11 @@ def normalizer(mean: Sequence[float], std: Sequence[float]) -> Callable[[jax.Arr
     return normalize
 
 
-def augmenter(
-    normalize: Callable[[jax.Array], jax.Array],
-    *,
-    crop_padding: int = 0,
-    flip: bool = False,
-    resized_scale: Sequence[float] = (),
-    resized_ratio: Sequence[float] = (3 / 4, 4 / 3),
-    rand_augment_layers: int = 0,
-    rand_augment_magnitude: float = 9.0,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    hue: float = 0.0,
-    lighting: float = 0.0,
-    erasing: float = 0.0,
-    erasing_area: Sequence[float] = (0.02, 0.4),
-    erasing_ratio: float = 0.3,
-    erasing_value: float = 0.0,
-    erasing_noise: float = 0.0,
-    cutout: int = 0,
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """A function from keys [N] and uint8 images [N, H, W, C] to augmented, normalised ones.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done to training images; `config.augment` has the defaults.
 
-    Each image depends on its own key only, so the result is the same however a batch is split; and
-    each kind of augmentation draws from a key of its own, so none changes what another draws. The
-    order is that of the papers' code: the resized crop, so that what follows sees what the network
-    will; RandAugment, jitter and lighting, on pixels from 0 to 255; the normalisation; the padded
-    crop and the mirror image; erasing and cutout, in the end so that nothing moves what is zero.
-
-    Args:
-      normalize: of the augmented images.
+    Attributes:
       crop_padding: pixels of zeros added around the normalised image before a crop of its size at
         a random place (He 2015, arXiv 1512.03385, Section 4.2; zero is the mean image).
       flip: whether half of the images are mirrored.
@@ -86,95 +61,151 @@ def augmenter(
       cutout: side of a square of zeros that is centred anywhere, pixels (arXiv 1708.04552); 0: off.
 
     Raises:
-      AugmentationError: if a setting cannot be; or, in a call, if the images' channels do not
-        allow it.
+      AugmentationError: if a setting cannot be.
     """
-    for name, number, most in (
-        ("crop_padding", crop_padding, math.inf),
-        ("rand_augment_layers", rand_augment_layers, math.inf),
-        ("rand_augment_magnitude", rand_augment_magnitude, 10),
-        ("brightness", brightness, math.inf),
-        ("contrast", contrast, math.inf),
-        ("saturation", saturation, math.inf),
-        ("hue", hue, 0.5),
-        ("lighting", lighting, math.inf),
-        ("erasing", erasing, 1),
-        ("erasing_noise", erasing_noise, math.inf),
-        ("cutout", cutout, math.inf),
-    ):
-        _check_number(name, number, most)
-    if resized_scale:
-        _check_range("resized_scale", resized_scale, 1)
-        _check_range("resized_ratio", resized_ratio, math.inf)
-    _check_range("erasing_area", erasing_area, 1)
-    if not 0 < erasing_ratio <= 1:
-        raise AugmentationError(
-            f"augment.erasing_ratio {erasing_ratio} must be more than 0, at most 1."
+
+    crop_padding: int
+    flip: bool
+    resized_scale: Sequence[float]
+    resized_ratio: Sequence[float]
+    rand_augment_layers: int
+    rand_augment_magnitude: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    lighting: float
+    erasing: float
+    erasing_area: Sequence[float]
+    erasing_ratio: float
+    erasing_value: float
+    erasing_noise: float
+    cutout: int
+
+    def __post_init__(self) -> None:
+        for name, most in _LARGEST.items():
+            _check_number(name, getattr(self, name), most)
+        if self.resized_scale:
+            _check_range("resized_scale", self.resized_scale, 1)
+            _check_range("resized_ratio", self.resized_ratio, math.inf)
+        _check_range("erasing_area", self.erasing_area, 1)
+        if not 0 < self.erasing_ratio <= 1:
+            raise AugmentationError(
+                f"augment.erasing_ratio {self.erasing_ratio} must be more than 0, at most 1."
+            )
+
+    def check_channels(self, channels: int) -> None:
+        """Raises AugmentationError if images of so many channels do not allow a setting."""
+        for names, right in (
+            (("saturation", "hue", "lighting"), (3,)),
+            (("contrast", "rand_augment_layers"), (1, 3)),
+        ):
+            settings = {name: getattr(self, name) for name in names}
+            on = ", ".join(f"augment.{name} {value}" for name, value in settings.items() if value)
+            if on and channels not in right:
+                raise AugmentationError(
+                    f"{on}: for images of {' or '.join(map(str, right))} channels, and these have "
+                    f"{channels}; 0 would be right."
+                )
+
+    # Each number makes a key of its own, apart from the two that crop and flip have by splitting.
+
+    def on_pixels(self) -> list[tuple[int, Transform]]:
+        """The transforms of pixels from 0 to 255 that are on, in order, each with its number."""
+        resize = functools.partial(
+            transforms.random_resized_crop, scale=self.resized_scale, ratio=self.resized_ratio
+        )
+        operations = functools.partial(
+            rand_augment, layers=self.rand_augment_layers, magnitude=self.rand_augment_magnitude
+        )
+        factors = {n: getattr(self, n) for n in ("brightness", "contrast", "saturation", "hue")}
+        return _on(
+            (2, self.resized_scale, resize),
+            (3, self.rand_augment_layers, operations),
+            (4, any(factors.values()), functools.partial(transforms.colour_jitter, **factors)),
+            (5, self.lighting, functools.partial(transforms.lighting, std=self.lighting)),
         )
 
-    resize = functools.partial(
-        transforms.random_resized_crop, scale=resized_scale, ratio=resized_ratio
-    )
-    jitter = functools.partial(
-        transforms.colour_jitter,
-        brightness=brightness,
-        contrast=contrast,
-        saturation=saturation,
-        hue=hue,
-    )
-    operations = functools.partial(
-        rand_augment, layers=rand_augment_layers, magnitude=rand_augment_magnitude
-    )
-    erase = functools.partial(
-        transforms.random_erasing,
-        probability=erasing,
-        area=erasing_area,
-        ratio=erasing_ratio,
-        value=erasing_value,
-        noise=erasing_noise,
-    )
-    # Each number makes a key of its own, apart from the two that crop and flip have by splitting.
-    pixel_stages = _Stages(
-        (2, resized_scale, resize),
-        (3, rand_augment_layers, operations),
-        (4, brightness or contrast or saturation or hue, jitter),
-        (5, lighting, functools.partial(transforms.lighting, std=lighting)),
-    )
-    last_stages = _Stages(
-        (6, erasing, erase),
-        (7, cutout, functools.partial(transforms.cutout, side=cutout)),
-    )
+    def on_normalised(self) -> list[tuple[int, Transform]]:
+        """Likewise the transforms of what is cropped and mirrored."""
+        erase = functools.partial(
+            transforms.random_erasing,
+            probability=self.erasing,
+            area=self.erasing_area,
+            ratio=self.erasing_ratio,
+            value=self.erasing_value,
+            noise=self.erasing_noise,
+        )
+        return _on(
+            (6, self.erasing, erase),
+            (7, self.cutout, functools.partial(transforms.cutout, side=self.cutout)),
+        )
+
+
+# The largest value of each number, whose least is 0.
+_LARGEST = {
+    "crop_padding": math.inf,
+    "rand_augment_layers": math.inf,
+    "rand_augment_magnitude": 10,
+    "brightness": math.inf,
+    "contrast": math.inf,
+    "saturation": math.inf,
+    "hue": 0.5,
+    "lighting": math.inf,
+    "erasing": 1,
+    "erasing_noise": math.inf,
+    "cutout": math.inf,
+}
+
+
+def augmenter(
+    normalize: Callable[[jax.Array], jax.Array], settings: Augmentation
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """A function from keys [N] and uint8 images [N, H, W, C] to augmented, normalised ones.
+
+    Each image depends on its own key only, so the result is the same however a batch is split; and
+    each kind of augmentation draws from a key of its own, so none changes what another draws. The
+    order is that of the papers' code: the resized crop, so that what follows sees what the network
+    will; RandAugment, jitter and lighting, on pixels from 0 to 255; the normalisation; the padded
+    crop and the mirror image; erasing and cutout, in the end so that nothing moves what is zero.
+
+    Args:
+      normalize: of the augmented images.
+      settings: which augmentation.
+
+    Raises:
+      AugmentationError: in a call, if the images' channels do not allow it.
+    """
+    on_pixels, on_normalised = settings.on_pixels(), settings.on_normalised()
 
     def finish(key: jax.Array, image: jax.Array) -> jax.Array:
         crop_key, flip_key = jax.random.split(key)
-        if crop_padding:
-            image = transforms.pad_and_crop(crop_key, image, padding=crop_padding)
-        if flip:
+        if settings.crop_padding:
+            image = transforms.pad_and_crop(crop_key, image, padding=settings.crop_padding)
+        if settings.flip:
             image = transforms.mirror(flip_key, image)
-        return last_stages(key, image)
+        return _applied(on_normalised, key, image)
 
     def augment(keys: jax.Array, images: jax.Array) -> jax.Array:
-        colour = {"saturation": saturation, "hue": hue, "lighting": lighting}
-        luma = {"contrast": contrast, "rand_augment_layers": rand_augment_layers}
-        _check_channels(images.shape[-1], colour, (3,))
-        _check_channels(images.shape[-1], luma, (1, 3))
-        if pixel_stages.on:
-            images = jax.vmap(pixel_stages)(keys, images.astype(jnp.float32))
+        settings.check_channels(images.shape[-1])
+        if on_pixels:
+            change = functools.partial(_applied, on_pixels)
+            images = jax.vmap(change)(keys, images.astype(jnp.float32))
         return jax.vmap(finish)(keys, normalize(images))
 
     return augment
 
 
-class _Stages:
-    """Those of some transforms of an image that are on, one after the other."""
+def _on(*transforms: tuple[int, object, Transform]) -> list[tuple[int, Transform]]:
+    return [(number, transform) for number, is_on, transform in transforms if is_on]
 
-    def __init__(self, *stages: tuple[int, object, Transform]):
-        self.on = [(number, transform) for number, is_on, transform in stages if is_on]
 
-    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        for number, transform in self.on:
-            image = transform(jax.random.fold_in(key, number), image)
-        return image
+def _applied(
+    numbered: Sequence[tuple[int, Transform]], key: jax.Array, image: jax.Array
+) -> jax.Array:
+    for number, transform in numbered:
+        image = transform(jax.random.fold_in(key, number), image)
+    return image
 
 
 def _check_number(name: str, number: float, most: float) -> None:
@@ -189,13 +220,4 @@ def _check_range(name: str, pair: Sequence[float], most: float) -> None:
         raise AugmentationError(
             f"augment.{name} {tuple(pair)} must be two positive numbers, the least and the most"
             f"{limit}."
-        )
-
-
-def _check_channels(channels: int, settings: dict[str, float], right: tuple[int, ...]) -> None:
-    on = ", ".join(f"augment.{name} {value}" for name, value in settings.items() if value)
-    if on and channels not in right:
-        raise AugmentationError(
-            f"{on}: for images of {' or '.join(map(str, right))} channels, and these have "
-            f"{channels}; 0 would be right."
         )

@@ -44,7 +44,9 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     _, batch = next(batches.take([1]))
     description = dataset.description
     normalize = augmentation.normalizer(description.mean, description.std)
-    augment = jax.jit(augmentation.augmenter(normalize, **config.augment))
+    augment = jax.jit(
+        augmentation.augmenter(normalize, augmentation.Augmentation(**config.augment))
+    )
     key, mixing_key = jax.random.split(jax.random.key(config.seed))
     images = augment(jax.random.split(key, count), batch["image"])
     targets = jax.nn.one_hot(batch["label"], description.num_classes)
