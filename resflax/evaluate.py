@@ -18,7 +18,7 @@ from jax import lax
 from resflax import checkpoint, metrics, steps, validation
 from resflax.data import augmentation, pipeline, sources, transforms
 from resflax.errors import UserError
-from resflax.parallel import DataParallel
+from resflax.parallel import DataParallel, data_parallel
 from resflax.process import runtime
 from resflax.process.arguments import Parser, assignment, values
 
@@ -126,7 +126,7 @@ def evaluate_run(
 
 
 def _evaluate(run: checkpoint.Run, data: Mapping[str, Any] | None) -> dict[str, float]:
-    parallel = DataParallel.over("jit", jax.devices()[:1])
+    parallel = data_parallel("jit", jax.devices()[:1])
     dataset = sources.load(validation.with_data(run.config, data).data)
     sources.require_like(dataset.description, run.dataset)
     # Normalised as the network was trained, also where the training images have changed since.

@@ -19,7 +19,7 @@ from resflax.data import pipeline, sources
 from resflax.errors import UserError
 from resflax.evaluate import evaluator
 from resflax.models import count, repeat
-from resflax.parallel import DataParallel
+from resflax.parallel import DataParallel, data_parallel
 from resflax.process import distributed
 from resflax.run import failure, interruption, lock
 from resflax.run import workdir as workdir_lib
@@ -86,7 +86,7 @@ def _train(
     start = time.monotonic()
     validation.validate(config, jax.device_count())
     distributed.require_same(config_lib.to_json(config), "config")
-    parallel = DataParallel.over(config.parallel.mode)
+    parallel = data_parallel(config.parallel.mode)
     is_main = jax.process_index() == 0
     console = Console(active=is_main)
     dataset = sources.load(config.data, console.print)

@@ -13,7 +13,7 @@ from plain import config as plain_config
 from resflax import build, steps
 from resflax import config as config_lib
 from resflax.data import sources
-from resflax.parallel import DataParallel
+from resflax.parallel import data_parallel
 from resflax.train_state import create_train_state
 
 pytestmark = pytest.mark.devices(8)
@@ -50,7 +50,7 @@ def largest_difference(a, b):
 @functools.cache
 def take_step(mode, num_devices, norm, parts=1, order=tuple(range(32)), scale=1 / 255):
     """What a step on 32 images, in some order, leaves; nothing may have been gathered."""
-    parallel = DataParallel.over(mode, jax.devices()[:num_devices])
+    parallel = data_parallel(mode, jax.devices()[:num_devices])
     tx = optax.sgd(0.5)
     init = functools.partial(create_train_state, Tiny(norm), tx, (8, 8, 3), ema=False)
     state = parallel.create(init, 0)
@@ -116,7 +116,7 @@ def test_a_config_has_batches_in_parts():
     for parts in (1, 4):
         fields = {"model.norm": "none", "train.grad_accumulation": parts}
         config = plain_config(**fields)
-        parallel = DataParallel.over("jit", jax.devices()[:1])
+        parallel = data_parallel("jit", jax.devices()[:1])
         dataset = sources.load(config.data)
         model = config_lib.build_model(config, 10)
         state = build.create_state(config, model, dataset, lambda step: 0.1, parallel)

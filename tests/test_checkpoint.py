@@ -18,7 +18,7 @@ import pytest
 from resflax.checkpoint import Checkpointer, CheckpointError, SaveError, store
 from resflax.checkpoint import saver as saver_lib
 from resflax.checkpoint.__main__ import main
-from resflax.parallel import DataParallel
+from resflax.parallel import data_parallel
 from resflax.train_state import create_train_state
 
 
@@ -41,7 +41,7 @@ def at(state, step):
 
 
 def parallel_of(mode, num_devices):
-    return DataParallel.over(mode, jax.devices()[:num_devices])
+    return data_parallel(mode, jax.devices()[:num_devices])
 
 
 def leaves(parallel, state):
@@ -98,7 +98,7 @@ def test_a_state_moves_between_devices_and_modes(source, to, ema, tmp_path):
 
 
 def test_the_next_step_may_overwrite_what_is_being_saved(tmp_path):
-    parallel = DataParallel.over("jit", jax.devices()[:1])
+    parallel = data_parallel("jit", jax.devices()[:1])
     state = create(parallel, seed=0)
     expected = leaves(parallel, state)
     saver = Checkpointer(tmp_path, keep=1)
@@ -114,7 +114,7 @@ def test_the_next_step_may_overwrite_what_is_being_saved(tmp_path):
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
-    parallel = DataParallel.over("jit", jax.devices()[:1])
+    parallel = data_parallel("jit", jax.devices()[:1])
     state = create(parallel, seed=0)
     checkpointer = Checkpointer(tmp_path, keep=2)
     assert checkpointer.restore_latest(state, parallel.replicated) is None
@@ -130,7 +130,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
 
 @pytest.mark.long
 def test_of_equals_the_latest_is_the_best_and_what_is_not_finite_never(tmp_path):
-    parallel = DataParallel.over("jit", jax.devices()[:1])
+    parallel = data_parallel("jit", jax.devices()[:1])
     state = create(parallel, seed=0)
 
     def kept(saver):

@@ -10,7 +10,7 @@ from resflax import config as config_lib
 from resflax import evaluate, metrics, train
 from resflax.data import augmentation, sources, transforms
 from resflax.errors import UserError
-from resflax.parallel import DataParallel
+from resflax.parallel import data_parallel
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def network():
 def test_an_evaluation_in_padded_batches_is_that_of_all_images_at_once(network, mode, num_devices):
     model, dataset, variables, sums = network
     assert len(dataset.test) % 16
-    parallel = DataParallel.over(mode, jax.devices()[:num_devices])
+    parallel = data_parallel(mode, jax.devices()[:num_devices])
     single = jax.device_put(variables, parallel.replicated)
     result = evaluate.evaluator(model.apply, dataset, 16, parallel)(parallel.spread(single))
     for name in ("loss", "top1", "top5"):
@@ -75,7 +75,7 @@ def test_a_config_has_ten_crops_evaluated(network, tmp_path):
                 image.save(tmp_path / part / name / f"{i}.png")
     config = plain_config(**{"data.source": "folder", "data.eval_resize": 20})
     config.data.folder.path = str(tmp_path)
-    parallel = DataParallel.over("jit", jax.devices()[:1])
+    parallel = data_parallel("jit", jax.devices()[:1])
     losses = []
     for crops in (1, 10):
         config.data.test_crops = crops

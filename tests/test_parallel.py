@@ -15,7 +15,7 @@ from small import config as small_config
 from resflax import build, create_model, steps, validation
 from resflax import config as config_lib
 from resflax.data import pipeline, resident, sources
-from resflax.parallel import DataParallel
+from resflax.parallel import DataParallel, data_parallel
 from resflax.train_state import create_train_state
 
 pytestmark = pytest.mark.devices(8)
@@ -34,14 +34,14 @@ class Run:
 
     def start(self):
         """A state that may be donated, and the batches from the first one on."""
-        self.batches.seek({"next_index": 0})
+        self.batches.seek(0)
         return jax.tree.map(lambda x: jax.device_put(jnp.copy(x), x.sharding), self.state)
 
 
 def new_run(mode, num_devices, bn_axis, batch_size=32, on_devices=False, make_config=plain_config):
     # Smooth: where rounding moves an activation over the kink of a ReLU, the gradient jumps.
     config = make_config(**{"parallel.mode": mode, "model.bn_axis": bn_axis, "model.act": "silu"})
-    parallel = DataParallel.over(mode, jax.devices()[:num_devices])
+    parallel = data_parallel(mode, jax.devices()[:num_devices])
     dataset = sources.load(config.data)
     read = resident.read if on_devices else dataset.train.train_batch
     batches = pipeline.TrainBatches(
@@ -62,7 +62,7 @@ def compile_step(run, count):
 
 
 def first_batch(run, count):
-    run.batches.seek({"next_index": 0})
+    run.batches.seek(0)
     return next(run.batches.take([count]))[1]
 
 
@@ -238,7 +238,7 @@ def test_the_gradients_of_a_step_are_reduced_together():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "se_resnext50_32x4d"])
 def test_the_gradients_of_a_published_network_are_reduced_together(name):
-    parallel = DataParallel.over("shard_map")
+    parallel = data_parallel("shard_map")
     model = create_model(name, num_classes=1000, any_size=True)
     init = functools.partial(
         create_train_state, model, optax.sgd(0.1, 0.9), (32, 32, 3), seed=0, ema=False
@@ -260,7 +260,7 @@ def test_the_gradients_of_a_published_network_are_reduced_together(name):
 @pytest.mark.xfail(reason="XLA gathers the batch of a grouped convolution: openxla/xla#47945")
 def test_xla_alone_splits_a_grouped_convolution():
     """Why the step is under shard_map, and groups are not left to XLA; this may pass one day."""
-    parallel = DataParallel.over("jit")
+    parallel = data_parallel("jit")
     convolution = functools.partial(
         jax.lax.conv_general_dilated,
         window_strides=(1, 1),
@@ -299,6 +299,6 @@ def test_the_seed_is_no_part_of_the_program_that_creates(mode):
         seeds.append(seed)
         return seed + 1
 
-    parallel = DataParallel.over(mode, jax.devices()[:2])
+    parallel = data_parallel(mode, jax.devices()[:2])
     assert int(parallel.single(parallel.create(init, 2**32 - 2))) == 2**32 - 1
     assert all(isinstance(seed, jax.core.Tracer) for seed in seeds)

@@ -11,7 +11,7 @@ import resflax
 from resflax import build, train, transfer
 from resflax import config as config_lib
 from resflax.data import shapes
-from resflax.parallel import DataParallel
+from resflax.parallel import data_parallel
 
 PLAIN = {"model.shortcut": "B"}
 
@@ -113,9 +113,7 @@ def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
 def test_without_a_step_the_weights_are_those_given(pretrained):
     config = plain_config(**PLAIN, init_from=str(pretrained))
     model = config_lib.build_model(config, 10)
-    state = build.create_state(
-        config, model, _Described(), lambda step: 0.1, DataParallel.over("jit")
-    )
+    state = build.create_state(config, model, _Described(), lambda step: 0.1, data_parallel("jit"))
     said = []
     started = transfer.start(state, config, shapes.LABEL_NAMES, said.append)
     before = resflax.restore(pretrained).variables
@@ -209,7 +207,7 @@ def test_a_classifier_that_the_weights_lack_is_the_fresh_one(tmp_path):
         kept = {wrapped + k: v for k, v in arrays.items() if not k.startswith(left_out)}
         safetensors.save_file(kept, tmp_path / "w.safetensors")
         state = build.create_state(
-            config, model, _Described(), lambda step: 0.1, DataParallel.over("jit")
+            config, model, _Described(), lambda step: 0.1, data_parallel("jit")
         )
         if left_out != "fc.":
             with pytest.raises(ValueError, match=f"1 missing: {left_out}"):

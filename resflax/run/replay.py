@@ -10,7 +10,7 @@ import numpy as np
 from resflax import build, checkpoint, optimizers, train, validation
 from resflax import config as config_lib
 from resflax.data import sources
-from resflax.parallel import DataParallel
+from resflax.parallel import data_parallel
 from resflax.process import distributed
 from resflax.run import lock
 from resflax.run import workdir as workdir_lib
@@ -37,7 +37,7 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     failure = Failure.read(workdir)
     if changes := config_lib.difference(workdir_lib.read_config(workdir), config):
         raise FailureError(f"the run has another config ({'; '.join(changes)}); give its own.")
-    parallel = DataParallel.over(config.parallel.mode)
+    parallel = data_parallel(config.parallel.mode)
     dataset = sources.load(config.data)
     batches, examples = build.training_data(config, dataset, parallel)
     model = config_lib.build_model(config, dataset.description.num_classes, parallel.axis_name)
