@@ -201,6 +201,7 @@ def test_the_figure_shows_each_image_and_its_maps(number, channels):
     np.testing.assert_array_equal(panels[2].images[1].get_array(), maps["b"][0])
 
 
+@pytest.mark.long
 def test_the_command_maps_images_of_another_size(tmp_path, capsys):
     command = ["cam", "--model", "cifar_resnet20", "--set", "depth=8", "--set", "num_filters=4"]
     command += ["--size", "16", "--images", "3", "--out", str(tmp_path)]

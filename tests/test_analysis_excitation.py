@@ -36,7 +36,7 @@ def recorded(model, variables, images):
     return {name: np.asarray(p.output) for name, p in apply(variables, images)[1].items()}
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("size", [8, 3])
 def test_statistics_are_those_of_the_gates(size):
     model, variables, images, labels = network()

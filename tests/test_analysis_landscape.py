@@ -57,6 +57,7 @@ def test_the_loss_of_a_point_is_that_of_the_moved_parameters(network):
     assert points[0].loss != pytest.approx(points[1].loss, rel=1e-2)
 
 
+@pytest.mark.long
 def test_run_draws_a_line_and_a_plane(network):
     options = argparse.Namespace(points=5, grid=3, seed=0, images=None)
     result = landscape.run([network], options)

@@ -71,6 +71,7 @@ def test_the_numbers_are_those_of_the_analyses():
     assert numbers["gates/stage2_block1"] < 0.5
 
 
+@pytest.mark.long
 def test_units_of_sigmoids_saturate():
     config = plain_config(**{"model.act": "sigmoid"})
     dataset = sources.load(config.data)

@@ -78,6 +78,7 @@ def test_projections_are_rows_and_not_drawn():
     np.testing.assert_array_equal(by_size.lines[0].get_ydata(), sorted(values, reverse=True))
 
 
+@pytest.mark.long
 def test_run(tmp_path):
     subjects = [
         untrained("cifar_resnet20", {"depth": 8, "num_filters": 4, "norm": norm}, images=4, size=16)

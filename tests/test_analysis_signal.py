@@ -96,6 +96,7 @@ def test_gradients_are_those_of_the_rest_of_the_network():
     assert found["stage2_block1"].norm == pytest.approx(norms.mean(), rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_gradient_agrees_with_finite_differences():
     network = make(depth=8, act="tanh")
     images, labels = next(network.batches(8))

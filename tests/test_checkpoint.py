@@ -201,7 +201,7 @@ def test_a_damaged_step_is_walked_back_from(two):
 @pytest.mark.long
 def test_an_older_damaged_step_is_set_aside_too(two):
     (two / "checkpoints/1/metrics/metrics").write_text("{")
-    (state, _), (said,) = reopen(two)
+    state, (said,) = reopen(two)
     assert int(state.step) == 2
     assert "step 1 is damaged" in said
     # What was set aside before stays.
@@ -216,7 +216,7 @@ def test_an_older_damaged_step_is_set_aside_too(two):
 def test_a_directory_that_looks_like_a_step_is_none(two, name):
     (two / "checkpoints" / name).mkdir()
     (two / "checkpoints" / name / "mine.txt").write_text("mine")
-    (state, _), said = reopen(two)
+    state, said = reopen(two)
     assert int(state.step) == 2
     if name == "7":
         assert "manifest.json is missing: the save was not finished" in said[0]
@@ -226,7 +226,7 @@ def test_a_directory_that_looks_like_a_step_is_none(two, name):
 def test_what_an_interrupted_save_left_is_removed_and_named(two):
     left = two / "checkpoints/3.orbax-checkpoint-tmp"
     shutil.copytree(two / "checkpoints/2", left)
-    (state, _), (said,) = reopen(two)
+    state, (said,) = reopen(two)
     assert int(state.step) == 2
     assert said == f"{left} is removed: its save was interrupted."
     assert not left.exists()
@@ -260,7 +260,7 @@ def test_a_deletion_that_is_cut_short_leaves_no_half_checkpoint(two, monkeypatch
     assert store.steps(two) == ([1, 2] if call == "rename" else [2])
     left = {path.name for path in (two / "checkpoints").iterdir()}
     assert left == ({"1", "2"} if call == "rename" else {"2", "deleted_1"})
-    (state, _), said = reopen(two)
+    state, said = reopen(two)
     assert (int(state.step), said) == (2, [])
     assert not list((two / "checkpoints").glob("deleted*"))
     assert not (two / "damaged_checkpoints").exists()
@@ -270,7 +270,7 @@ def test_a_checkpoint_without_its_name_is_removed_and_named(two):
     left = two / "checkpoints/unfinished_3"
     shutil.copytree(two / "checkpoints/2", left)
     (two / "checkpoints/unfinished_notes").mkdir()
-    (state, _), (said,) = reopen(two)
+    state, (said,) = reopen(two)
     assert int(state.step) == 2
     assert said == f"{left} is removed: its save was interrupted."
     assert not left.exists()
@@ -459,7 +459,7 @@ def test_skipped_updates_are_counted_over_all_starts(tmp_path):
     state = create(parallel, seed=0).replace(skipped=jnp.int32(3))
     with contextlib.closing(Checkpointer(tmp_path, keep=5)) as saver:
         saver.save(at(state, 1), {"top1": 0.5})
-    (restored, _), _ = reopen(tmp_path)
+    restored, _ = reopen(tmp_path)
     assert int(restored.skipped) == 3
 
 

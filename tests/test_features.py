@@ -76,7 +76,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_named_and_end_in_the_logits(name):
     overrides, size, expected = NETWORKS[name]

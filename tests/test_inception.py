@@ -317,7 +317,7 @@ FROZEN = {
 }
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("name", "part"), FROZEN)
 def test_parameter_paths_and_shapes_of_a_module_are_frozen(name, part):
     words = FROZEN[name, part].split()

@@ -65,7 +65,7 @@ def finish(process, timeout=60):
     return process.returncode, sorted(output.splitlines()), errors
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.parametrize(("processes", "devices"), [(2, 1), (1, 3), (2, 2)])
 def test_processes_meet_with_their_devices(processes, devices):
     code, lines, errors = finish(start(script=MEET, processes=processes, devices=devices))

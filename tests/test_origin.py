@@ -73,7 +73,7 @@ def test_a_step_under_another_number_is_set_aside(tmp_path, capsys):
     assert "checkpoints/40: NOT THIS RUN'S: its directory holds the state of step 2." in (
         capsys.readouterr().out
     )
-    (state, _), (said,) = reopen(tmp_path)
+    state, (said,) = reopen(tmp_path)
     assert int(state.step) == 1
     assert said == (
         "the checkpoint of step 40 is not this run's: its directory holds the state of step 2. It "

@@ -60,10 +60,10 @@ def test_a_state_is_on_the_disk_before_it_has_its_name_and_the_old_one_goes_afte
     state = create(parallel_of("jit", 1), seed=0)
     (tmp_path / "metrics.jsonl").write_text("lines\n")
     with contextlib.closing(Checkpointer(tmp_path, keep=1)) as saver:
-        saver.save(at(state, 1), {}, {"top1": 0.1})
+        saver.save(at(state, 1), {"top1": 0.1})
         saver.wait()
         events.clear()
-        saver.save(at(state, 2), {}, {"top1": 0.2})
+        saver.save(at(state, 2), {"top1": 0.2})
     folder = store.directory(tmp_path)
     named = events.index(("rename", folder / "unfinished_2", folder / "2"))
     before = {(path.name, contents) for kind, path, contents in events[:named] if kind == "fsync"}

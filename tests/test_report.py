@@ -87,6 +87,7 @@ def notes(path):
     return {directory.name: note for directory, note in compare(path).notes}
 
 
+@pytest.mark.long
 def test_a_trained_run_is_read_as_it_was(trained):
     path, result = trained
     run = runs_lib.read(path)
@@ -511,6 +512,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(make, tmp_path, arguments, righ
         assert (tmp_path / "runs/file").read_text() == "mine"
 
 
+@pytest.mark.long
 def test_the_command_line_reports_a_run(trained):
     process = subprocess.run(
         [sys.executable, "-m", "resflax.report", str(trained[0])],
