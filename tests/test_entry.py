@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -67,7 +68,8 @@ def test_ctrl_c_at_any_moment_is_one_line(command):
     for _ in range(5):
         code, errors = interrupted(command, rng.uniform(0, 5))
         if code != 2:  # it had come to what is wrong with its arguments
-            assert code in (0, 130)
+            # While the interpreter ends, Ctrl-C has its default again.
+            assert code in (0, 130, -signal.SIGINT)
             assert errors.count("\n") <= 1
 
 
@@ -76,3 +78,34 @@ def test_a_program_that_imports_the_package_keeps_its_own_ctrl_c():
     command = [sys.executable, "-c", UNIGNORED, "-c", code, "-m", "resflax.main"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "default_int_handler" in output
+
+
+SWALLOWED = """
+import os, signal, time
+from resflax.process import entry
+signal.signal(signal.SIGINT, entry._interrupt)
+entry._PATIENCE = 0.2
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    time.sleep(100)
+"""
+
+CONVERTED = """
+import os, signal
+from resflax.process import entry
+signal.signal(signal.SIGINT, entry._interrupt)
+try:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise ValueError("metadata cannot be compared") from error
+except ValueError as error:
+    entry._show(ValueError, error, None)
+"""
+
+
+@pytest.mark.parametrize("code", [SWALLOWED, CONVERTED])
+def test_an_interrupt_that_a_library_catches_ends_the_process_too(code):
+    result = forked.run("-c", code)
+    assert (result.code, result.errors) == (130, "stopped.\n")

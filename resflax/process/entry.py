@@ -7,9 +7,13 @@ here first. In a program of the user's nothing is changed.
 import os
 import signal
 import sys
+import threading
 import types
 
 _CODE = 128 + signal.SIGINT
+
+# Seconds in which an interrupted process ends by itself, unless the interrupt was swallowed.
+_PATIENCE = 10.0
 
 
 def is_command() -> bool:
@@ -30,23 +34,42 @@ def handle_interrupts() -> None:
 
 
 def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    """Raises KeyboardInterrupt; within an import, whose code may swallow it, ends the process."""
+    """Raises KeyboardInterrupt; ends the process where that may be swallowed, or was.
+
+    It may be within an import; it was, in a callback of jax say, where the process is still there
+    a while later.
+    """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            os.write(2, b"stopped.\n")  # not by print, in whose midst the signal may have come
-            os._exit(_CODE)
+            _end()
         frame = frame.f_back
+    watch = threading.Timer(_PATIENCE, _end)
+    watch.daemon = True
+    watch.start()
     raise KeyboardInterrupt
+
+
+def _end() -> None:
+    # Not by print, in whose midst the signal may have come. A progress bar has hidden the cursor.
+    os.write(2, (b"\x1b[?25h" if os.isatty(2) else b"") + b"stopped.\n")
+    os._exit(_CODE)
 
 
 def _show(
     kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
 ) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
+    if not _is_interrupt(error):
         sys.__excepthook__(kind, error, trace)
         return
     print("stopped.", file=sys.stderr)
     sys.exit(_CODE)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is a KeyboardInterrupt, or what a library made of one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 handle_interrupts()
