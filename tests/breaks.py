@@ -115,7 +115,7 @@ BREAKS = (
     ),
     # XLA loses NaN in the maximum of a squeeze.
     Break(
-        "resflax/models/layers.py",
+        "resflax/models/gates.py",
         '"max": pool.global_max_pool',
         '"max": lambda x: jnp.max(x, axis=(1, 2)).astype(jnp.float32)',
         "tests/test_nan.py -k global",

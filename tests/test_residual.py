@@ -11,7 +11,9 @@ from jax import lax
 
 import resflax
 from resflax.models import axes, layers, residual, resnet
+from resflax.models.gates import SqueezeExcite, gate_units
 from resflax.models.residual import UNITS, Unit
+from resflax.models.shortcuts import SHORTCUTS, zero_padded_identity
 
 pytestmark = pytest.mark.devices(1, 8, long=8)
 
@@ -28,7 +30,9 @@ def _normal(seed, *shape):
 def _block(branch, shortcut="B", unit="original", train=False, **settings):
     unit = UNITS[unit] if isinstance(unit, str) else unit
     norm = functools.partial(nn.BatchNorm, use_running_average=not train)
-    return residual.ResidualBlock(branch, shortcut, unit, layers.Conv, norm, **settings)
+    parts = layers.Parts(layers.Conv, norm, layers.act("relu"), train, jnp.float32)
+    spec = residual.BlockSpec(branch, SHORTCUTS[shortcut], unit, parts, **settings)
+    return residual.ResidualBlock(spec)
 
 
 def _init(module, x, **kwargs):
@@ -77,12 +81,12 @@ def test_option_a_subsamples_and_appends_zeros(size, stride):
     for row in range(expected.shape[1]):
         for column in range(expected.shape[2]):
             expected[:, row, column, :3] = x[:, row * stride, column * stride]
-    np.testing.assert_array_equal(residual.zero_padded_identity(x, 8, stride), expected)
+    np.testing.assert_array_equal(zero_padded_identity(x, 8, stride), expected)
 
 
 def test_option_a_refuses_to_shrink():
     with pytest.raises(ValueError, match="8 channels to 7: use 'B' or 'C'"):
-        residual.zero_padded_identity(jnp.zeros((1, 4, 4, 8)), 7, 1)
+        zero_padded_identity(jnp.zeros((1, 4, 4, 8)), 7, 1)
     # The deep stem gives out more channels than the first stage of basic blocks.
     with pytest.raises(ValueError, match="128 channels to 64"):
         resflax.count(resflax.create_model("resnet18", stem="deep", shortcut="A"), (64, 64, 3))
@@ -227,7 +231,7 @@ def test_a_preact_network_norms_once_more_before_the_head():
 
 
 @pytest.mark.first(1)
-@pytest.mark.parametrize("shortcut", axes.CHOICES["shortcut"])
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
 @pytest.mark.parametrize("unit", UNITS)
 def test_gradients_reach_every_parameter(unit, shortcut):
     x = _normal(0, 4, 6, 6, 3)
@@ -276,7 +280,7 @@ def test_zero_init_leaves_a_way_out_of_the_identity(unit):
 
 @pytest.mark.parametrize("placement", axes.CHOICES["se_integration"])
 def test_gates_have_the_channels_of_their_place(placement):
-    gate = functools.partial(layers.SqueezeExcite, 2)
+    gate = functools.partial(SqueezeExcite, 2)
     block = _block(residual.bottleneck(4, 2), "B", gate=gate, se_integration=placement)
     params = _trained(block, _normal(0, 1, 4, 4, 8))["params"]["se"]
     channels = {"pre": 8, "3x3": 4}.get(placement, 16)
@@ -289,7 +293,7 @@ def test_gates_have_the_channels_of_their_place(placement):
 def test_gates_scale_what_stands_at_their_place(placement):
     x = _normal(0, 2, 5, 6, 8)
     branch = residual.bottleneck(2, base_width=256)
-    gate = functools.partial(layers.SqueezeExcite, 2, gate="tanh")
+    gate = functools.partial(SqueezeExcite, 2, gate="tanh")
     gated = _block(branch, "A", gate=gate, se_integration=placement)
     variables = _trained(gated, x)
     params, stats = variables["params"], variables["batch_stats"]
@@ -314,13 +318,13 @@ def test_gates_scale_what_stands_at_their_place(placement):
 def test_a_gate_behind_the_sum_scales_the_shortcut_where_a_norm_ends_the_branch():
     x = _normal(0, 2, 5, 6, 8)
     branch, unit = residual.bottleneck(2, base_width=256), residual.UNITS["relu_only_preact"]
-    gate = functools.partial(layers.SqueezeExcite, 2)
+    gate = functools.partial(SqueezeExcite, 2)
     gated = _block(branch, "A", unit, gate=gate, se_integration="post")
     variables = _trained(gated, x)
     params = variables["params"]
     plain = {k: v for k, v in params.items() if k != "se"}
     summed = _apply(_block(branch, "A", unit), variables | {"params": plain}, x)
-    expected = _apply(layers.SqueezeExcite(2), {"params": params["se"]}, summed)
+    expected = _apply(SqueezeExcite(2), {"params": params["se"]}, summed)
     _assert_close(_apply(gated, variables, x), expected)
 
 
@@ -336,7 +340,7 @@ def test_a_gate_behind_the_sum_scales_the_shortcut_where_a_norm_ends_the_branch(
 )
 def test_squeeze_excite_is_its_definition(squeeze, gate, bias):
     x = _normal(0, 2, 3, 4, 8)
-    layer = layers.SqueezeExcite(4, squeeze, gate, bias)
+    layer = SqueezeExcite(4, squeeze, gate, bias)
     variables = _trained(layer, x)
     squeezing, exciting = variables["params"]["squeeze"], variables["params"]["excite"]
     assert ("bias" in squeezing) is ("bias" in exciting) is bias
@@ -352,7 +356,7 @@ def test_squeeze_excite_is_its_definition(squeeze, gate, bias):
 
 def test_a_sigmoid_gate_lies_between_zero_and_one_and_starts_at_a_half():
     x = np.abs(_normal(0, 4, 3, 3, 8)) + 0.1
-    layer = layers.SqueezeExcite(2)
+    layer = SqueezeExcite(2)
     variables = _trained(layer, x)
     gates = _apply(layer, variables, x) / x
     assert 0 < gates.min() < gates.max() < 1
@@ -550,4 +554,4 @@ def test_logits_are_those_of_a_plain_forward_pass(name, overrides, stage_sizes, 
     [(64, 1, 4), (72, 1, 4), (16, 8, 8), (64, 8, 8), (176, 8, 8), (192, 8, 16), (320, 8, 24)],
 )
 def test_hidden_units_of_gates_are_rounded_to_a_multiple_half_upwards(channels, divisor, units):
-    assert layers.gate_units(channels, 16, divisor) == units
+    assert gate_units(channels, 16, divisor) == units

@@ -19,6 +19,7 @@ from resflax import metrics
 from resflax.analysis import order, taps
 from resflax.analysis.result import NothingError
 from resflax.models import residual
+from resflax.models.shortcuts import zero_padded_identity
 from resflax.ops.norm import Affine
 
 _NUMBERS = 6  # of blocks that are deleted, or swapped, at a time
@@ -112,7 +113,7 @@ def lesioned(model: nn.Module) -> Callable[..., jax.Array]:
             y = method(x, *rest)
             stride = -(-x.shape[1] // y.shape[1])
             # A plain block may take in more channels than it gives out, behind a wide stem.
-            identity = residual.zero_padded_identity(x[..., : y.shape[-1]], y.shape[-1], stride)
+            identity = zero_padded_identity(x[..., : y.shape[-1]], y.shape[-1], stride)
             return jnp.where(kept[name] > 0, y, identity)
 
         plain = taps.edited(apply, _plain_blocks, bypassed)
@@ -123,13 +124,13 @@ def lesioned(model: nn.Module) -> Callable[..., jax.Array]:
 
 def _branches(module: nn.Module, method: str) -> str | None:
     """Selects the branches of residual blocks."""
-    chosen = isinstance(module, residual.ResidualBlock) and module.shortcut != "none"
+    chosen = isinstance(module, residual.ResidualBlock) and module.spec.shortcut is not None
     return "/".join(module.path) if chosen and method == "_branch" else None
 
 
 def _plain_blocks(module: nn.Module, method: str) -> str | None:
     """Selects blocks without a shortcut."""
-    chosen = isinstance(module, residual.ResidualBlock) and module.shortcut == "none"
+    chosen = isinstance(module, residual.ResidualBlock) and module.spec.shortcut is None
     return "/".join(module.path) if chosen and method == "__call__" else None
 
 

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.bench.case import Case
-from resflax.models import layers, residual
+from resflax.models import gates, layers, residual
 from resflax.models.count import num_params
 from resflax.models.interception import intercepted
 from resflax.models.stem import Stem
@@ -89,9 +89,9 @@ class _Sizes:
             yield from self._convolution(module, read, written)
         elif isinstance(module, layers.BatchNorm | nn.GroupNorm):
             yield from self._norm(module, written)
-        elif isinstance(module, layers.SqueezeExcite):
+        elif isinstance(module, gates.Gate):
             yield from self._once_and(written, 3 * written)
-        elif isinstance(module, residual.ResidualBlock) and module.shortcut != "none":
+        elif isinstance(module, residual.ResidualBlock) and module.spec.shortcut is not None:
             yield from self._once_and(written, 2 * written)
         elif isinstance(module, Stem) and written < self.last_output:
             pooled = self.last_output

@@ -5,7 +5,7 @@ from typing import Any
 
 from resflax.interop.layout import Family, Layout, Shapes
 from resflax.interop.weights import POINTWISE
-from resflax.models.layers import gate_units
+from resflax.models.gates import gate_units
 from resflax.models.resnet import ResNet
 
 _BLOCK = re.compile(r"stage(\d+)_block(\d+)/(.+)")
