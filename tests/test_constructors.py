@@ -11,7 +11,9 @@ import pytest
 
 import resflax
 from resflax import UserError, create_model
+from resflax.analysis import gates, taps
 from resflax.models import axes, constructors, layers
+from resflax.models.gates import Gate
 from resflax.ops import pool
 
 IMAGES = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
@@ -190,6 +192,47 @@ def test_a_pool_takes_the_place_of_the_stride():
     # Four times the positions of the first convolution.
     assert counted.macs == usual.macs + 3 * usual.parts["conv1"].macs
     assert counted.output_shape == usual.output_shape
+
+
+# --- what is asked of a module -------------------------------------------------------------------
+
+
+class Attention(Gate):
+    """Efficient channel attention, arXiv 1910.03151, with a layer of flax."""
+
+    @nn.compact
+    def gates(self, x):
+        means = jnp.mean(x, axis=(1, 2))[..., None]
+        return nn.sigmoid(nn.Conv(1, (3,), use_bias=False, name="conv")(means)[..., 0])
+
+
+def test_a_gate_that_says_so_is_found():
+    model = tiny(gate=Attention)
+    variables = jax.eval_shape(
+        functools.partial(model.init, train=False), jax.random.key(0), IMAGES
+    )
+    apply = functools.partial(model.apply, train=False)
+    found = taps.shapes(apply, gates.select)(variables, IMAGES)
+    assert {name: p.output.shape for name, p in found.items()} == {
+        f"stage{stage}_block1": (2, 4 * 2 ** (stage - 2)) for stage in (2, 3, 4)
+    }
+    other = tiny(gate=Half)
+    assert (
+        taps.shapes(functools.partial(other.apply, train=False), gates.select)(
+            jax.eval_shape(functools.partial(other.init, train=False), jax.random.key(0), IMAGES),
+            IMAGES,
+        )
+        == {}
+    )
+
+
+def test_layers_of_flax_are_counted():
+    part = resflax.count(tiny(gate=Attention), (8, 8, 3)).parts["stage3_block1"].parts["gate"]
+    assert (part.params, part.macs, part.gate) == (3, 3 * 8, True)
+    shortcut = (
+        resflax.count(tiny(shortcut=Strided), (8, 8, 3)).parts["stage3_block1"].parts["shortcut"]
+    )
+    assert (shortcut.params, shortcut.macs, shortcut.gate) == (4 * 8 + 8, 4 * 8 * 16, False)
 
 
 # --- networks are values -------------------------------------------------------------------------

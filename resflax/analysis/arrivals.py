@@ -21,7 +21,8 @@ def select(module: nn.Module, method: str) -> str | None:
     name = "/".join(module.path)
     if isinstance(module, Gate | Gating) and method == "gates":
         return _GATES + name
-    chosen = len(module.path) == 1 or isinstance(module, layers.Conv)
+    inner = isinstance(module, layers.Conv) and not isinstance(module.parent, Gate)
+    chosen = len(module.path) == 1 or inner
     return name if chosen and method == "__call__" else None
 
 

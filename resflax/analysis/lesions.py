@@ -77,7 +77,7 @@ def measure(
     rng = np.random.default_rng(seed)
     whole = top1(variables, ())
     found = [Lesion("none", "nothing", whole)]
-    rates = _drop_rates(model, names)
+    rates = getattr(model, "drop_rates", {})
     for name in names:
         found.append(Lesion("block", name, top1(variables, (name,)), drop_rate=rates.get(name)))
     for number in _numbers(len(names)):
@@ -162,14 +162,6 @@ def _top1(
     kept = {name: jnp.float32(name not in deleted) for name in names}
     counts = [hits(variables, images, labels, kept) for images, labels in batches]
     return float(sum(map(float, counts)) / sum(len(labels) for _, labels in batches))
-
-
-def _drop_rates(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
-    """By the names of the blocks, such as 'stage2_block1'; nothing without stochastic depth."""
-    if not getattr(model, "drop_path", 0.0):
-        return {}
-    places = {n: n.removeprefix("stage").split("_block") for n in names}
-    return {n: model.drop_rate(int(stage), int(block)) for n, (stage, block) in places.items()}
 
 
 def _numbers(most: int) -> list[int]:

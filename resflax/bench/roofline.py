@@ -85,9 +85,9 @@ class _Sizes:
         return out
 
     def _of(self, module: nn.Module, read: int, written: int) -> Iterator[Pass]:
-        if isinstance(module, layers.Conv | nn.Dense):
+        if layers.is_product(module):
             yield from self._convolution(module, read, written)
-        elif isinstance(module, layers.BatchNorm | nn.GroupNorm):
+        elif layers.is_norm(module):
             yield from self._norm(module, written)
         elif isinstance(module, gates.Gate):
             yield from self._once_and(written, 3 * written)
@@ -101,7 +101,7 @@ class _Sizes:
         kernel = module.variables["params"]["kernel"]
         macs = written * math.prod(kernel.shape[:-1])
         if kernel.shape[:-2] == (1, 1):
-            read //= module.stride**2
+            read //= _step(module)
         times = 1
         if self.trains:
             times = 3 if self.convolutions else 2
@@ -176,6 +176,14 @@ def _best(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
         if turn >= warm_up:
             best = min(best, (time.perf_counter() - start) / calls)
     return best
+
+
+def _step(module: nn.Module) -> int:
+    """Of how many pixels a convolution with a 1x1 kernel reads one."""
+    if isinstance(module, layers.Conv):
+        return module.stride**2
+    strides = module.strides or 1  # of flax
+    return strides**2 if isinstance(strides, int) else math.prod(strides)
 
 
 def _size(x: Any) -> int:

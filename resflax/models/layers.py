@@ -145,6 +145,17 @@ def _of_array(function: Callable[[jax.Array], jax.Array], y: Activations) -> jax
     return constructors.checked("act", function, x, function(x), x.shape)
 
 
+def is_product(module: nn.Module) -> bool:
+    """Whether it is a convolution or a dense layer, ours or flax's: what multiply-adds are of."""
+    return isinstance(module, Conv | nn.Conv | nn.Dense)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm, ours or flax's; of one within another, the outer one."""
+    kinds = BatchNorm | GroupNorm | nn.BatchNorm | nn.GroupNorm | nn.LayerNorm
+    return isinstance(module, kinds) and not isinstance(module.parent, GroupNorm)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation (arXiv 1502.03167), left to be computed with what follows it.
 

@@ -205,6 +205,16 @@ class ResNet(nn.Module):
         return self.drop_path * (number - 1) / max(1, blocks - 1)
 
     @property
+    def drop_rates(self) -> dict[str, float]:
+        """The rates of stochastic depth by the names of the blocks; empty without it."""
+        stages = enumerate(self.stage_sizes, start=2) if self.drop_path else ()
+        return {
+            _name(stage, number): self.drop_rate(stage, number)
+            for stage, size in stages
+            for number in range(1, size + 1)
+        }
+
+    @property
     def loops(self) -> repeat.Loops:
         """The blocks whose variables are packed."""
         return tuple(
