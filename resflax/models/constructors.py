@@ -156,7 +156,7 @@ def describe(part: Any) -> str:
 
 def title(choice: Any) -> str:
     """A choice, for messages."""
-    return repr(choice) if isinstance(choice, str) else describe(choice)
+    return describe(choice) if callable(choice) else repr(choice)
 
 
 def apply(
