@@ -11,7 +11,7 @@ from jax import lax
 
 import resflax
 from resflax.models import axes, layers, residual, resnet
-from resflax.models.gates import SqueezeExcite, gate_units
+from resflax.models.gates import GATES, SqueezeExcite, gate_units
 from resflax.models.residual import UNITS, Unit
 from resflax.models.shortcuts import SHORTCUTS, zero_padded_identity
 
@@ -363,6 +363,62 @@ def test_a_sigmoid_gate_lies_between_zero_and_one_and_starts_at_a_half():
     for values in variables["params"]["excite"].values():
         values[:] = 0
     np.testing.assert_array_equal(_apply(layer, variables, x), x / 2)
+
+
+def _gathered(x, extent):
+    """The means of the pixels around every extent-th one, as far as they are in the image."""
+    reach = extent - 1
+    means = np.zeros((len(x), *(-(-n // extent) for n in x.shape[1:3]), x.shape[3]), np.float32)
+    for row, column in np.ndindex(means.shape[1:3]):
+        top, left = (max(0, i * extent - reach) for i in (row, column))
+        part = x[:, top : row * extent + reach + 1, left : column * extent + reach + 1]
+        means[:, row, column] = part.mean((1, 2))
+    return means
+
+
+@pytest.mark.parametrize("extent", [0, 2, 4])
+def test_gather_excite_without_parameters_is_its_definition(extent):
+    x = _normal(0, 2, 5, 6, 8)
+    parts = layers.Parts(layers.Conv, nn.BatchNorm, jax.nn.relu, False, jnp.float32)
+    layer = parts.bind(GATES["ge_minus"], extent=extent)()
+    means = _gathered(x, extent) if extent else x.mean((1, 2), keepdims=True)
+    expected = np.zeros_like(x)
+    for row, column in np.ndindex(x.shape[1:3]):
+        at = row * means.shape[1] // 5, column * means.shape[2] // 6
+        expected[:, row, column] = x[:, row, column] * _sigmoid(means[:, *at])
+    _assert_close(_apply(layer, {}, x), expected)
+
+
+@pytest.mark.parametrize("extent", [0, 4])
+def test_gather_excite_with_parameters_is_its_definition(extent):
+    x = _normal(0, 2, 4, 4, 8)
+    norm = functools.partial(nn.BatchNorm, use_running_average=True)
+    parts = layers.Parts(layers.Conv, norm, jax.nn.relu, False, jnp.float32)
+    layer = parts.bind(GATES["ge"], extent=extent)()
+    variables = _trained(layer, x)
+    params = variables["params"]
+    if extent:
+        y = x
+        for i in (1, 2):
+            kernel = params[f"conv{i}"]["kernel"]
+            assert kernel.shape == (3, 3, 1, 8)
+            y = lax.conv_general_dilated(
+                y, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=8,
+            )  # fmt: skip
+            y = _norm(np.asarray(y), variables, f"norm{i}")
+            y = np.maximum(y, 0) if i == 1 else y
+    else:
+        y = np.sum(x * params["conv1"]["kernel"][:, :, 0], axis=(1, 2), keepdims=True)
+        y = _norm(y, variables, "norm1")
+    assert y.shape[1:3] == (1, 1)
+    _assert_close(_apply(layer, variables, x), x * _sigmoid(y))
+
+
+def test_an_extent_is_a_power_of_two():
+    gate = functools.partial(GATES["ge_minus"], extent=3)
+    with pytest.raises(ValueError, match="extent 3 must be 0"):
+        resflax.count(_tiny(gate=gate), (8, 8, 3))
 
 
 # --- branches ------------------------------------------------------------------------------------

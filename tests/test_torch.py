@@ -28,6 +28,8 @@ import torch
 
 from benchmarks import parity
 from resflax.interop import peers, state_dict
+from resflax.models import layers
+from resflax.models.gates import GatherExcite
 
 models = peers.load("torchvision").models
 timm = peers.load("timm")
@@ -642,6 +644,15 @@ def test_writes_the_layout_asked_for():
     assert state["pre_logits.fc1.weight"].shape == (32, 64, 7, 7)
     _, read = resflax.from_torch("vgg11_bn", state, num_filters=8, fc_units=32)
     assert equal(read, variables)
+
+
+@pytest.mark.parametrize("extent", [0, 2, 4])
+def test_gather_excite_is_that_of_timm(extent):
+    peer = timm.layers.GatherExcite(8, extent=extent, use_mlp=False)
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 8)).astype(np.float32)
+    gate = GatherExcite(layers.Conv, layers.BatchNorm, jax.nn.relu, extent)
+    expected = peer(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(gate.apply({}, x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_parity_table(tmp_path, monkeypatch, capsys):

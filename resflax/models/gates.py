@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from resflax.errors import UserError
 from resflax.models.constructors import ModuleDef
 from resflax.models.layers import he_normal
 from resflax.ops import activation, pool
@@ -100,9 +102,62 @@ def gate_units(channels: int, reduction: int, divisor: int) -> int:
     return max(divisor, int(channels / reduction + divisor / 2) // divisor * divisor)
 
 
-# By the name that ResNet's `gate` has.
+class GatherExcite(Gate):
+    """Gates from the means of a neighbourhood, or from what is learned of it, for each channel.
+
+    Gather-Excite, arXiv 1810.12348: GE-theta-minus (Section 3.1), and GE-theta (Section 3.2) with
+    `learned`. The gates of a neighbourhood are those of all its positions (nearest neighbours).
+
+    Attributes:
+      extent: of the neighbourhood, a power of 2: means of 2 * extent - 1 pixels at every extent-th;
+        0: the whole map.
+      learned: whether the gather is by depthwise convolutions with norms: of stride 2 until the
+        extent is reached, or one of the size of the map, which then cannot change.
+      conv, norm, act: of the network.
+    """
+
+    conv: ModuleDef
+    norm: ModuleDef
+    act: Callable[[jax.Array], jax.Array]
+    extent: int = 0
+    learned: bool = False
+
+    @nn.compact
+    def gates(self, x: jax.Array) -> jax.Array:
+        """[N, C] where the extent is the whole map, else the shape of `x`."""
+        if self.extent == 1 or self.extent & (self.extent - 1):
+            raise UserError(f"extent {self.extent} must be 0 (the whole map) or 2, 4, 8, ...")
+        if self.learned:
+            y = self._gathered(x)
+        elif self.extent:
+            window, padding = 2 * self.extent - 1, self.extent - 1
+            full = x.astype(jnp.float32)
+            y = pool.avg_pool(full, window, self.extent, padding, count_padding=False)
+        else:
+            y = pool.global_avg_pool(x)[:, None, None]
+        if not self.extent:
+            return nn.sigmoid(y[:, 0, 0])
+        rows, columns = (np.arange(x.shape[i]) * y.shape[i] // x.shape[i] for i in (1, 2))
+        return nn.sigmoid(y)[:, rows][:, :, columns]
+
+    def _gathered(self, y: jax.Array) -> jax.Array:
+        conv = functools.partial(self.conv, y.shape[-1], groups=y.shape[-1])
+        if not self.extent:
+            y = conv(kernel_size=y.shape[1:3], padding=(0, 0), name="conv1")(y)
+            return self.norm(name="norm1")(y)
+        halvings = self.extent.bit_length() - 1
+        for i in range(1, halvings + 1):
+            y = conv(kernel_size=3, stride=2, name=f"conv{i}")(y)
+            y = self.norm(name=f"norm{i}")(y)
+            y = self.act(y) if i < halvings else y
+        return y
+
+
+# By the name that ResNet's `gate` has. Other extents: functools.partial(GatherExcite, extent=4).
 GATES: dict[str, ModuleDef] = {
     "se": SqueezeExcite,
+    "ge": functools.partial(GatherExcite, learned=True),
+    "ge_minus": GatherExcite,
 }
 
 SQUEEZES: dict[str, Callable[[jax.Array], jax.Array]] = {
