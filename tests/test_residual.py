@@ -103,6 +103,7 @@ def test_option_a_refuses_to_shrink():
         ("bottleneck", "A", ()),
         ("bottleneck", "B", ("stage2_block1", "stage3_block1", "stage4_block1")),
         ("bottleneck", "C", tuple(f"stage{s}_block{i}" for s in (2, 3, 4) for i in (1, 2))),
+        ("bottleneck", "D", ("stage2_block1", "stage3_block1", "stage4_block1")),
     ],
 )
 def test_only_the_blocks_of_the_option_project(block, shortcut, projecting):
@@ -131,6 +132,23 @@ def test_a_plain_block_is_its_branch():
     variables = _trained(block, x)
     with_identity = _apply(_block(residual.basic(8), "A", LINEAR_SUM), variables, x)
     _assert_close(_apply(block, variables, x), with_identity - x)
+
+
+def test_option_d_projects_the_means_of_windows():
+    x = _normal(0, 2, 5, 6, 3)
+    norm = functools.partial(nn.BatchNorm, use_running_average=True)
+    layer = SHORTCUTS["D"](8, 1, 2, layers.Conv, norm)
+    variables = _trained(layer, x)
+    means = np.zeros((2, 3, 3, 3), np.float32)
+    for row, column in np.ndindex(3, 3):
+        means[:, row, column] = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean(
+            (1, 2)
+        )
+    expected = _norm(means @ variables["params"]["conv"]["kernel"][0, 0], variables, "norm")
+    _assert_close(_apply(layer, variables, x), expected)
+    # Where nothing is halved, it is option B.
+    d, b = (SHORTCUTS[option](8, 1, 1, layers.Conv, norm) for option in "DB")
+    np.testing.assert_array_equal(_apply(d, variables, x), _apply(b, variables, x))
 
 
 # --- units ---------------------------------------------------------------------------------------

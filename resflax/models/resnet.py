@@ -58,8 +58,8 @@ class ResNet(nn.Module):
       form: which of the equal forms of a ResNeXt block is computed, 'a', 'b' or 'c'; see
         residual.bottleneck.
       shortcut: a name in shortcuts.SHORTCUTS: 'A' (zero-padded identity), 'B' (projection where the
-        shape changes), 'C' (projection everywhere), 'none' (no addition: a plain net); or a
-        constructor.
+        shape changes), 'C' (projection everywhere), 'D' (as B, of means of 2x2 pixels), 'none' (no
+        addition: a plain net); or a constructor.
       projection_kernel: side of the projections' kernels, from stage 3 on (stage 2: always 1).
       unit: order of norm, activation and addition; a name in residual.UNITS.
       first_act: where the first unit's norm and activation stand, if it begins with them: in the

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from resflax.errors import UserError
 from resflax.models.constructors import ModuleDef
+from resflax.ops import pool
 from resflax.ops.norm import Activations
 
 
@@ -68,6 +69,25 @@ class ProjectionEverywhere(Projection):
     everywhere: ClassVar[bool] = True
 
 
+class PooledProjection(Projection):
+    """Means of windows of stride x stride pixels, then a projection without a stride: ResNet-D.
+
+    Bag of Tricks, arXiv 1812.01187, Figure 2c: no pixel is skipped. A window that is not whole, at
+    the end of an odd side, has the mean of the pixels in it.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Activations:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
+        if self.stride > 1:
+            rest = [(0, -side % self.stride) for side in x.shape[1:3]]
+            # With the last pixel once more, the mean of two is that of one.
+            x = jnp.pad(x, ((0, 0), *rest, (0, 0)), mode="edge")
+            x = pool.avg_pool(x, self.stride, self.stride)
+        x = self.conv(self.filters, self.kernel_size, name="conv")(x)
+        return self.norm(name="norm")(x)
+
+
 def zero_padded_identity(x: jax.Array, filters: int, stride: int) -> jax.Array:
     """Option A (He 2015, Section 3.3): subsamples, and appends channels of zeros; no parameters.
 
@@ -96,5 +116,6 @@ SHORTCUTS: dict[str, ModuleDef | None] = {
     "A": ZeroPadded,
     "B": Projection,
     "C": ProjectionEverywhere,
+    "D": PooledProjection,
     "none": None,
 }
