@@ -166,7 +166,10 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
       name: one of `list_models()`.
       num_classes: units of the classifier; None: the data set's that the network was published on.
       **overrides: arguments of the network's family: `depth`, `shortcut`, `cardinality`,
-        `base_width`, `se_reduction`, `unit`, `dtype` and the others in the docstring of the family.
+        `base_width`, `se_reduction`, `unit`, `dtype` and the others in the docstring of the family;
+        `python -m resflax.models NAME --arguments` lists them. Of a ResNet, `gate`, `shortcut`,
+        `skip`, `norm`, `act`, `stem`, `downsample` and `kernel_init` are a name of a table or a
+        constructor of anybody's own: see models.constructors.
 
     Returns:
       A flax.linen module: `model.init(rng, images, train=False)`,
