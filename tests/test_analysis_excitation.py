@@ -10,7 +10,8 @@ from resflax import metrics
 from resflax.analysis import excitation, gates, taps
 from resflax.analysis.result import NothingError
 from resflax.analysis.subject import untrained
-from resflax.models import create_model, layers
+from resflax.models import create_model
+from resflax.models.gates import SqueezeExcite
 
 pytestmark = pytest.mark.devices(1, 8, long=8)
 
@@ -97,7 +98,7 @@ def test_replacing_none_is_the_evaluation_and_replacing_a_stage_is_a_scale():
     assert right["none"] == pytest.approx(float(jnp.mean(hits))) == 0.75
 
     def fixed(module, method):
-        chosen = isinstance(module, layers.SqueezeExcite) and method == "_gates"
+        chosen = isinstance(module, SqueezeExcite) and method == "gates"
         return module.path[0] if chosen and module.path[0].startswith("stage3") else None
 
     def replace(name, method, squeezed, channels):

@@ -143,6 +143,26 @@ def test_roofline_of_a_network_by_hand():
     assert roofline.bound(case, only_memory) == num_bytes
 
 
+class Strided(nn.Module):
+    """A shortcut with a layer of flax: option B without norms."""
+
+    filters: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        step = (self.stride, self.stride)
+        return nn.Conv(self.filters, (1, 1), step, use_bias=False, name="conv")(x)
+
+
+def test_roofline_has_layers_of_flax():
+    ours, theirs = (
+        roofline.passes(small(name="cifar_resnet20", norm="none", shortcut=shortcut))
+        for shortcut in ("B", Strided)
+    )
+    assert ours == theirs
+
+
 @pytest.mark.long
 def test_roofline_of_published_bottlenecks():
     """ResNet-50 in bfloat16: 333 MB an image, and 24.3 GFLOP where memory costs nothing."""

@@ -73,7 +73,7 @@ def test_json_is_never_executed(tmp_path):
 
 # What residual networks take that no config sets: who trains decides on the first two, and the
 # name of a network on the others.
-NOT_IN_A_CONFIG = {"axis_name", "packed", "halve_first", "projection_kernel", "width"}
+NOT_IN_A_CONFIG = {"axis_name", "gate", "packed", "halve_first", "projection_kernel", "width"}
 
 
 def test_the_fields_of_the_model_are_the_arguments_of_the_networks():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import resflax
-from resflax.models import inception, layers
+from resflax.models import gates, inception, layers
 from resflax.models.bn_inception import bn_inception
 from resflax.models.googlenet import googlenet
 from resflax.models.inception_resnet import ResidualInception, inception_resnet
@@ -549,7 +549,7 @@ def test_a_residual_branch_is_scaled_gated_and_added():
     np.testing.assert_array_equal(activated, np.maximum(scaled, 0))
 
     # Gates of a half: half the branch, and all of x.
-    gate = functools.partial(layers.SqueezeExcite, 2)
+    gate = functools.partial(gates.SqueezeExcite, 2)
     gated_variables, _ = _residual(None, x, 0.2, gate)
     gated_variables["params"]["se"]["excite"]["kernel"] *= 0
     gated_variables["params"]["se"]["excite"]["bias"] *= 0

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import resflax
+from resflax.models import axes
 from resflax.models.__main__ import as_published, main, read_parity
 
 
@@ -17,6 +18,21 @@ def _printed(capsys, *argv):
 
 def _rows(text):
     return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+def test_the_arguments_have_the_names_of_their_tables(capsys):
+    lines = _printed(capsys, "se_resnet50", "--arguments").splitlines()
+    rows = {line.split()[0]: line.split(maxsplit=1)[1:] for line in lines if line}
+    assert rows["depth"] == ["50"]
+    assert rows["se_reduction"] == ["16"]
+    for axis, table in axes.TABLES.items():
+        assert all(repr(name) in rows[axis][0] for name in table)
+    assert rows["shortcut"][0].endswith("'none', a constructor")
+    assert rows["act"][0].endswith("'silu', a function")
+    assert "growth_rate" in _printed(capsys, "densenet121", "--arguments")
 
 
 # --- the list ------------------------------------------------------------------------------------

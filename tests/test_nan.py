@@ -10,7 +10,7 @@ import pytest
 
 import resflax
 from resflax import metrics
-from resflax.models import layers
+from resflax.models import gates
 from resflax.ops import activation, native, pool
 
 # Every kind of block, norm, activation and pool, each in the smallest network.
@@ -127,7 +127,7 @@ def test_it_comes_out_of_every_network_of_the_zoo(name):
         lambda x: activation.relu(x).sum((1, 2)),
         lambda x: pool.max_pool(2 * x, 3, 2, (1, 1), lowering="index").mean(),
         lambda x: jax.vjp(lambda x: pool.max_pool(x, 3, 2, (1, 1), lowering="index"), x)[0].mean(),
-        lambda x: layers.SQUEEZES["max"](x),
+        lambda x: gates.SQUEEZES["max"](x),
     ],
     ids=["mean", "sums", "pool", "pool with a gradient", "global pool"],
 )

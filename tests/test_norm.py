@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import resflax
-from resflax.models import layers
+from resflax.models import gates, layers
 from resflax.ops import norm
 
 # Odd sizes, and channels that fill no register.
@@ -34,7 +34,7 @@ class Fused(nn.Module):
             not self.train, 0.7, 1e-3, self.axis_name, dtype=self.dtype, name="norm"
         )(x)
         if self.gate:
-            y = layers.SqueezeExcite(3, name="se")(y)
+            y = gates.SqueezeExcite(3, name="se")(y)
             assert isinstance(y, norm.Affine)
         return norm.relu(y if residual is None else norm.add(residual, y))
 
@@ -50,7 +50,7 @@ class Plain(nn.Module):
     def __call__(self, x, residual=None):
         y = nn.BatchNorm(not self.train, -1, 0.7, 1e-3, axis_name=self.axis_name, name="norm")(x)
         if self.gate:
-            y = layers.SqueezeExcite(3, name="se")(y)
+            y = gates.SqueezeExcite(3, name="se")(y)
             assert isinstance(y, jax.Array)
         return jnp.maximum(y if residual is None else y + residual, 0)
 
@@ -302,7 +302,7 @@ def test_the_means_of_a_squeeze_come_from_the_statistics():
 @pytest.mark.parametrize("residual", [None, _normal(3, *SHAPES[0])], ids=["", "residual"])
 def test_a_gate_of_what_is_yet_to_be_computed_is_one_of_its_value(squeeze, residual):
     y = _affine(residual=residual)
-    layer = layers.SqueezeExcite(3, squeeze, "tanh")
+    layer = gates.SqueezeExcite(3, squeeze, "tanh")
     variables = layer.init(jax.random.key(0), y)
     gated = layer.apply(variables, y)
     assert isinstance(gated, norm.Affine) == (squeeze == "avg" and residual is None)
@@ -326,7 +326,7 @@ class Block(nn.Module):
         y = layers.Conv(self.filters, 3, dtype=self.dtype, name="conv")(x)
         y = layers.BatchNorm(not train, dtype=self.dtype, name="norm")(y)
         if self.gate:
-            y = layers.SqueezeExcite(4, dtype=self.dtype, name="se")(y)
+            y = gates.SqueezeExcite(4, dtype=self.dtype, name="se")(y)
         if self.added:
             y = norm.add(jnp.repeat(x, self.filters // 3, axis=-1).astype(self.dtype), y)
         y = norm.relu(y)

@@ -11,7 +11,9 @@ from jax import lax
 
 import resflax
 from resflax.models import axes, layers, residual, resnet
+from resflax.models.gates import GATES, SqueezeExcite, gate_units
 from resflax.models.residual import UNITS, Unit
+from resflax.models.shortcuts import SHORTCUTS, zero_padded_identity
 
 pytestmark = pytest.mark.devices(1, 8, long=8)
 
@@ -28,7 +30,9 @@ def _normal(seed, *shape):
 def _block(branch, shortcut="B", unit="original", train=False, **settings):
     unit = UNITS[unit] if isinstance(unit, str) else unit
     norm = functools.partial(nn.BatchNorm, use_running_average=not train)
-    return residual.ResidualBlock(branch, shortcut, unit, layers.Conv, norm, **settings)
+    parts = layers.Parts(layers.Conv, norm, layers.act("relu"), train, jnp.float32)
+    spec = residual.BlockSpec(branch, SHORTCUTS[shortcut], unit, parts, **settings)
+    return residual.ResidualBlock(spec)
 
 
 def _init(module, x, **kwargs):
@@ -77,12 +81,12 @@ def test_option_a_subsamples_and_appends_zeros(size, stride):
     for row in range(expected.shape[1]):
         for column in range(expected.shape[2]):
             expected[:, row, column, :3] = x[:, row * stride, column * stride]
-    np.testing.assert_array_equal(residual.zero_padded_identity(x, 8, stride), expected)
+    np.testing.assert_array_equal(zero_padded_identity(x, 8, stride), expected)
 
 
 def test_option_a_refuses_to_shrink():
     with pytest.raises(ValueError, match="8 channels to 7: use 'B' or 'C'"):
-        residual.zero_padded_identity(jnp.zeros((1, 4, 4, 8)), 7, 1)
+        zero_padded_identity(jnp.zeros((1, 4, 4, 8)), 7, 1)
     # The deep stem gives out more channels than the first stage of basic blocks.
     with pytest.raises(ValueError, match="128 channels to 64"):
         resflax.count(resflax.create_model("resnet18", stem="deep", shortcut="A"), (64, 64, 3))
@@ -99,6 +103,7 @@ def test_option_a_refuses_to_shrink():
         ("bottleneck", "A", ()),
         ("bottleneck", "B", ("stage2_block1", "stage3_block1", "stage4_block1")),
         ("bottleneck", "C", tuple(f"stage{s}_block{i}" for s in (2, 3, 4) for i in (1, 2))),
+        ("bottleneck", "D", ("stage2_block1", "stage3_block1", "stage4_block1")),
     ],
 )
 def test_only_the_blocks_of_the_option_project(block, shortcut, projecting):
@@ -127,6 +132,23 @@ def test_a_plain_block_is_its_branch():
     variables = _trained(block, x)
     with_identity = _apply(_block(residual.basic(8), "A", LINEAR_SUM), variables, x)
     _assert_close(_apply(block, variables, x), with_identity - x)
+
+
+def test_option_d_projects_the_means_of_windows():
+    x = _normal(0, 2, 5, 6, 3)
+    norm = functools.partial(nn.BatchNorm, use_running_average=True)
+    layer = SHORTCUTS["D"](8, 1, 2, layers.Conv, norm)
+    variables = _trained(layer, x)
+    means = np.zeros((2, 3, 3, 3), np.float32)
+    for row, column in np.ndindex(3, 3):
+        means[:, row, column] = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean(
+            (1, 2)
+        )
+    expected = _norm(means @ variables["params"]["conv"]["kernel"][0, 0], variables, "norm")
+    _assert_close(_apply(layer, variables, x), expected)
+    # Where nothing is halved, it is option B.
+    d, b = (SHORTCUTS[option](8, 1, 1, layers.Conv, norm) for option in "DB")
+    np.testing.assert_array_equal(_apply(d, variables, x), _apply(b, variables, x))
 
 
 # --- units ---------------------------------------------------------------------------------------
@@ -227,7 +249,7 @@ def test_a_preact_network_norms_once_more_before_the_head():
 
 
 @pytest.mark.first(1)
-@pytest.mark.parametrize("shortcut", axes.CHOICES["shortcut"])
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
 @pytest.mark.parametrize("unit", UNITS)
 def test_gradients_reach_every_parameter(unit, shortcut):
     x = _normal(0, 4, 6, 6, 3)
@@ -276,7 +298,7 @@ def test_zero_init_leaves_a_way_out_of_the_identity(unit):
 
 @pytest.mark.parametrize("placement", axes.CHOICES["se_integration"])
 def test_gates_have_the_channels_of_their_place(placement):
-    gate = functools.partial(layers.SqueezeExcite, 2)
+    gate = functools.partial(SqueezeExcite, 2)
     block = _block(residual.bottleneck(4, 2), "B", gate=gate, se_integration=placement)
     params = _trained(block, _normal(0, 1, 4, 4, 8))["params"]["se"]
     channels = {"pre": 8, "3x3": 4}.get(placement, 16)
@@ -289,7 +311,7 @@ def test_gates_have_the_channels_of_their_place(placement):
 def test_gates_scale_what_stands_at_their_place(placement):
     x = _normal(0, 2, 5, 6, 8)
     branch = residual.bottleneck(2, base_width=256)
-    gate = functools.partial(layers.SqueezeExcite, 2, gate="tanh")
+    gate = functools.partial(SqueezeExcite, 2, gate="tanh")
     gated = _block(branch, "A", gate=gate, se_integration=placement)
     variables = _trained(gated, x)
     params, stats = variables["params"], variables["batch_stats"]
@@ -314,13 +336,13 @@ def test_gates_scale_what_stands_at_their_place(placement):
 def test_a_gate_behind_the_sum_scales_the_shortcut_where_a_norm_ends_the_branch():
     x = _normal(0, 2, 5, 6, 8)
     branch, unit = residual.bottleneck(2, base_width=256), residual.UNITS["relu_only_preact"]
-    gate = functools.partial(layers.SqueezeExcite, 2)
+    gate = functools.partial(SqueezeExcite, 2)
     gated = _block(branch, "A", unit, gate=gate, se_integration="post")
     variables = _trained(gated, x)
     params = variables["params"]
     plain = {k: v for k, v in params.items() if k != "se"}
     summed = _apply(_block(branch, "A", unit), variables | {"params": plain}, x)
-    expected = _apply(layers.SqueezeExcite(2), {"params": params["se"]}, summed)
+    expected = _apply(SqueezeExcite(2), {"params": params["se"]}, summed)
     _assert_close(_apply(gated, variables, x), expected)
 
 
@@ -336,7 +358,7 @@ def test_a_gate_behind_the_sum_scales_the_shortcut_where_a_norm_ends_the_branch(
 )
 def test_squeeze_excite_is_its_definition(squeeze, gate, bias):
     x = _normal(0, 2, 3, 4, 8)
-    layer = layers.SqueezeExcite(4, squeeze, gate, bias)
+    layer = SqueezeExcite(4, squeeze, gate, bias)
     variables = _trained(layer, x)
     squeezing, exciting = variables["params"]["squeeze"], variables["params"]["excite"]
     assert ("bias" in squeezing) is ("bias" in exciting) is bias
@@ -352,13 +374,69 @@ def test_squeeze_excite_is_its_definition(squeeze, gate, bias):
 
 def test_a_sigmoid_gate_lies_between_zero_and_one_and_starts_at_a_half():
     x = np.abs(_normal(0, 4, 3, 3, 8)) + 0.1
-    layer = layers.SqueezeExcite(2)
+    layer = SqueezeExcite(2)
     variables = _trained(layer, x)
     gates = _apply(layer, variables, x) / x
     assert 0 < gates.min() < gates.max() < 1
     for values in variables["params"]["excite"].values():
         values[:] = 0
     np.testing.assert_array_equal(_apply(layer, variables, x), x / 2)
+
+
+def _gathered(x, extent):
+    """The means of the pixels around every extent-th one, as far as they are in the image."""
+    reach = extent - 1
+    means = np.zeros((len(x), *(-(-n // extent) for n in x.shape[1:3]), x.shape[3]), np.float32)
+    for row, column in np.ndindex(means.shape[1:3]):
+        top, left = (max(0, i * extent - reach) for i in (row, column))
+        part = x[:, top : row * extent + reach + 1, left : column * extent + reach + 1]
+        means[:, row, column] = part.mean((1, 2))
+    return means
+
+
+@pytest.mark.parametrize("extent", [0, 2, 4])
+def test_gather_excite_without_parameters_is_its_definition(extent):
+    x = _normal(0, 2, 5, 6, 8)
+    parts = layers.Parts(layers.Conv, nn.BatchNorm, jax.nn.relu, False, jnp.float32)
+    layer = parts.bind(GATES["ge_minus"], extent=extent)()
+    means = _gathered(x, extent) if extent else x.mean((1, 2), keepdims=True)
+    expected = np.zeros_like(x)
+    for row, column in np.ndindex(x.shape[1:3]):
+        at = row * means.shape[1] // 5, column * means.shape[2] // 6
+        expected[:, row, column] = x[:, row, column] * _sigmoid(means[:, *at])
+    _assert_close(_apply(layer, {}, x), expected)
+
+
+@pytest.mark.parametrize("extent", [0, 4])
+def test_gather_excite_with_parameters_is_its_definition(extent):
+    x = _normal(0, 2, 4, 4, 8)
+    norm = functools.partial(nn.BatchNorm, use_running_average=True)
+    parts = layers.Parts(layers.Conv, norm, jax.nn.relu, False, jnp.float32)
+    layer = parts.bind(GATES["ge"], extent=extent)()
+    variables = _trained(layer, x)
+    params = variables["params"]
+    if extent:
+        y = x
+        for i in (1, 2):
+            kernel = params[f"conv{i}"]["kernel"]
+            assert kernel.shape == (3, 3, 1, 8)
+            y = lax.conv_general_dilated(
+                y, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=8,
+            )  # fmt: skip
+            y = _norm(np.asarray(y), variables, f"norm{i}")
+            y = np.maximum(y, 0) if i == 1 else y
+    else:
+        y = np.sum(x * params["conv1"]["kernel"][:, :, 0], axis=(1, 2), keepdims=True)
+        y = _norm(y, variables, "norm1")
+    assert y.shape[1:3] == (1, 1)
+    _assert_close(_apply(layer, variables, x), x * _sigmoid(y))
+
+
+def test_an_extent_is_a_power_of_two():
+    gate = functools.partial(GATES["ge_minus"], extent=3)
+    with pytest.raises(ValueError, match="extent 3 must be 0"):
+        resflax.count(_tiny(gate=gate), (8, 8, 3))
 
 
 # --- branches ------------------------------------------------------------------------------------
@@ -550,4 +628,4 @@ def test_logits_are_those_of_a_plain_forward_pass(name, overrides, stage_sizes, 
     [(64, 1, 4), (72, 1, 4), (16, 8, 8), (64, 8, 8), (176, 8, 8), (192, 8, 16), (320, 8, 24)],
 )
 def test_hidden_units_of_gates_are_rounded_to_a_multiple_half_upwards(channels, divisor, units):
-    assert layers.gate_units(channels, 16, divisor) == units
+    assert gate_units(channels, 16, divisor) == units

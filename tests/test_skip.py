@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import resflax
-from resflax.models import axes, layers, residual
+from resflax.models import layers, residual, skips
 
 pytestmark = pytest.mark.devices(1, 8, long=8)
 
@@ -78,7 +78,7 @@ def terms(skip):
 
 
 def test_constant_scaling_scales_both_terms():
-    _, (shortcut, branch) = terms(residual.Scaling(0.5, 0.25))
+    _, (shortcut, branch) = terms(skips.Scaling(0.5, 0.25))
     assert float(shortcut[0, 0, 0, 0]) == 1.5
     assert float(branch[0, 0, 0, 0]) == 1.25
 
@@ -86,7 +86,7 @@ def test_constant_scaling_scales_both_terms():
 @pytest.mark.long
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_gates_divide_the_sum(exclusive):
-    variables, (shortcut, branch) = terms(residual.Gating(-6.0, exclusive, layers.Conv))
+    variables, (shortcut, branch) = terms(skips.Gating(-6.0, exclusive, layers.Conv))
     conv = variables["params"]["conv"]
     np.testing.assert_array_equal(conv["bias"], -6.0)
     gate = jax.nn.sigmoid(2.0 * conv["kernel"][0, 0].sum(0) - 6.0)
@@ -96,15 +96,15 @@ def test_gates_divide_the_sum(exclusive):
 
 def test_dropout_on_the_shortcut_is_off_in_evaluation():
     x = jnp.ones((1, 8, 8, 4))
-    skip = residual.ShortcutDropout(train=True)
+    skip = skips.ShortcutDropout(train=True)
     shortcut, branch = skip.apply({}, x, x, x, rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(shortcut)) == {0.0, 2.0}
     np.testing.assert_array_equal(branch, x)
-    np.testing.assert_array_equal(residual.ShortcutDropout(train=False).apply({}, x, x, x)[0], x)
+    np.testing.assert_array_equal(skips.ShortcutDropout(train=False).apply({}, x, x, x)[0], x)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("skip", axes.CHOICES["skip"])
+@pytest.mark.parametrize("skip", skips.SKIPS)
 def test_every_skip_trains(skip):
     model, variables = network(skip=skip, skip_scale=0.5)
     logits, mutated = train(model, variables)

@@ -28,6 +28,9 @@ import torch
 
 from benchmarks import parity
 from resflax.interop import peers, state_dict
+from resflax.models import layers
+from resflax.models.gates import GatherExcite
+from resflax.models.shortcuts import PooledProjection
 
 models = peers.load("torchvision").models
 timm = peers.load("timm")
@@ -642,6 +645,36 @@ def test_writes_the_layout_asked_for():
     assert state["pre_logits.fc1.weight"].shape == (32, 64, 7, 7)
     _, read = resflax.from_torch("vgg11_bn", state, num_filters=8, fc_units=32)
     assert equal(read, variables)
+
+
+@pytest.mark.parametrize("extent", [0, 2, 4])
+def test_gather_excite_is_that_of_timm(extent):
+    peer = timm.layers.GatherExcite(8, extent=extent, use_mlp=False)
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 8)).astype(np.float32)
+    gate = GatherExcite(layers.Conv, layers.BatchNorm, jax.nn.relu, extent)
+    expected = peer(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(gate.apply({}, x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_shortcut_d_is_that_of_timm(stride):
+    _, conv, norm = peer = timm.models.resnet.downsample_avg(4, 8, 1, stride=stride).eval()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
+    kernel = rng.normal(size=(1, 1, 4, 8)).astype(np.float32)
+    scale, bias, mean, var = rng.uniform(0.5, 1.5, (4, 8)).astype(np.float32)
+    with torch.no_grad():
+        conv.weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1)))
+        state = {"weight": scale, "bias": bias, "running_mean": mean, "running_var": var}
+        norm.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=False)
+        expected = peer(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    evaluated = functools.partial(layers.BatchNorm, use_running_average=True, computed=True)
+    shortcut = PooledProjection(8, 1, stride, layers.Conv, evaluated)
+    variables = {
+        "params": {"conv": {"kernel": kernel}, "norm": {"scale": scale, "bias": bias}},
+        "batch_stats": {"norm": {"mean": mean, "var": var}},
+    }
+    np.testing.assert_allclose(shortcut.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_parity_table(tmp_path, monkeypatch, capsys):

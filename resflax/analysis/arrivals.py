@@ -10,6 +10,8 @@ import jax
 
 from resflax.analysis.taps import Passed
 from resflax.models import layers
+from resflax.models.gates import Gate
+from resflax.models.skips import Gating
 
 _GATES = "gates of "
 
@@ -17,9 +19,10 @@ _GATES = "gates of "
 def select(module: nn.Module, method: str) -> str | None:
     """Selects what `activations` and `gates` look at: see taps.Select."""
     name = "/".join(module.path)
-    if isinstance(module, layers.SqueezeExcite) and method == "_gates":
+    if isinstance(module, Gate | Gating) and method == "gates":
         return _GATES + name
-    chosen = len(module.path) == 1 or isinstance(module, layers.Conv)
+    inner = isinstance(module, layers.Conv) and not isinstance(module.parent, Gate)
+    chosen = len(module.path) == 1 or inner
     return name if chosen and method == "__call__" else None
 
 
@@ -63,7 +66,4 @@ def gates(found: dict[str, Passed], block: str) -> dict[str, jax.Array]:
 
     For the latter see Identity Mappings, arXiv 1603.05027, Section 3.1.
     """
-    scales = {n: p.output for n, p in found.items() if n.startswith(f"{_GATES}{block}/")}
-    # The sigmoid of the shortcut's gates is a function behind this convolution.
-    name = f"{block}/skip/conv"
-    return scales | ({name: nn.sigmoid(found[name].output)} if name in found else {})
+    return {n: p.output for n, p in found.items() if n.startswith(f"{_GATES}{block}/")}

@@ -117,7 +117,7 @@ def _compiled(
     passed = taps.shapes(apply, _select)(variables, images)
     last = _last(passed)
     behind = _behind(passed, stage)
-    act = layers.ACTIVATIONS[units.activation(model)]
+    act = layers.act(units.activation(model))
 
     @jax.jit
     def compute(variables: Any, images: jax.Array) -> tuple[Maps, jax.Array]:

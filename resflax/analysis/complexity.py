@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,9 +11,6 @@ from resflax.analysis.result import Result
 from resflax.analysis.subject import Subject
 from resflax.models import Count, count
 from resflax.models.resnet import ResNet
-
-# What squeeze-excite layers are called.
-_SE = re.compile(r"se\d*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +23,8 @@ class Stage:
       params: trainable parameters.
       macs: multiply-adds of the convolutions and dense layers.
       activations: numbers that these give out.
-      se_params, se_macs: the shares of squeeze-excite in `params` and `macs`.
+      se_params, se_macs: the shares of the gates in `params` and `macs`: of squeeze-excite, or of
+        another class (see models.gates.Gate).
     """
 
     stage: str
@@ -108,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def verdict(stages: Sequence[Stage]) -> str:
-    """In words: the total, where most of it is, and the share of squeeze-excite."""
+    """In words: the total, where most of it is, and the share of the gates."""
     *parts, total = stages
     most = max(parts, key=lambda s: s.macs)
     text = (
@@ -116,7 +113,7 @@ def verdict(stages: Sequence[Stage]) -> str:
         f"{most.macs / total.macs:.0%} of them in {most.stage}"
     )
     if total.se_params:
-        text += f"; squeeze-excite has {total.se_params:.1%} and {total.se_macs:.2%} of them"
+        text += f"; gates have {total.se_params:.1%} and {total.se_macs:.2%} of them"
     return text
 
 
@@ -167,8 +164,8 @@ def _costs(names: Sequence[str], tables: Sequence[Sequence[Stage]]) -> bars.Cost
 
 
 def _gates(counted: Count) -> Iterator[Count]:
-    for name, part in counted.parts.items():
-        if _SE.fullmatch(name):
+    for part in counted.parts.values():
+        if part.gate:
             yield part
         else:
             yield from _gates(part)

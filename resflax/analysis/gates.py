@@ -1,4 +1,7 @@
-"""The gates of squeeze-excite over many images (SE, arXiv 1709.01507), read and replaced."""
+"""The gates of a network over many images, read and replaced: of squeeze-excite, for example.
+
+They are those of the modules of the class models.gates.Gate: see SE, arXiv 1709.01507.
+"""
 
 import functools
 import re
@@ -12,7 +15,7 @@ import numpy as np
 
 from resflax import metrics
 from resflax.analysis import taps
-from resflax.models import layers
+from resflax.models.gates import Gate
 
 # Of 0 and of 1: what is nearer is closed or open.
 NEAR = 0.01
@@ -92,9 +95,9 @@ def accuracies(
 
 def select(module: nn.Module, method: str) -> str | None:
     """Selects the gates, by the names of their blocks, or their own where a block has several."""
-    if not isinstance(module, layers.SqueezeExcite) or method != "_gates":
+    if not isinstance(module, Gate) or method != "gates":
         return None
-    return "/".join(module.path).removesuffix("/se")
+    return "/".join(module.path).removesuffix(f"/{module.label}")
 
 
 def stage(block: str) -> str:

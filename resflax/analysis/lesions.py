@@ -19,6 +19,7 @@ from resflax import metrics
 from resflax.analysis import order, taps
 from resflax.analysis.result import NothingError
 from resflax.models import residual
+from resflax.models.shortcuts import zero_padded_identity
 from resflax.ops.norm import Affine
 
 _NUMBERS = 6  # of blocks that are deleted, or swapped, at a time
@@ -76,7 +77,7 @@ def measure(
     rng = np.random.default_rng(seed)
     whole = top1(variables, ())
     found = [Lesion("none", "nothing", whole)]
-    rates = _drop_rates(model, names)
+    rates = getattr(model, "drop_rates", {})
     for name in names:
         found.append(Lesion("block", name, top1(variables, (name,)), drop_rate=rates.get(name)))
     for number in _numbers(len(names)):
@@ -112,7 +113,7 @@ def lesioned(model: nn.Module) -> Callable[..., jax.Array]:
             y = method(x, *rest)
             stride = -(-x.shape[1] // y.shape[1])
             # A plain block may take in more channels than it gives out, behind a wide stem.
-            identity = residual.zero_padded_identity(x[..., : y.shape[-1]], y.shape[-1], stride)
+            identity = zero_padded_identity(x[..., : y.shape[-1]], y.shape[-1], stride)
             return jnp.where(kept[name] > 0, y, identity)
 
         plain = taps.edited(apply, _plain_blocks, bypassed)
@@ -123,13 +124,13 @@ def lesioned(model: nn.Module) -> Callable[..., jax.Array]:
 
 def _branches(module: nn.Module, method: str) -> str | None:
     """Selects the branches of residual blocks."""
-    chosen = isinstance(module, residual.ResidualBlock) and module.shortcut != "none"
+    chosen = isinstance(module, residual.ResidualBlock) and module.spec.shortcut is not None
     return "/".join(module.path) if chosen and method == "_branch" else None
 
 
 def _plain_blocks(module: nn.Module, method: str) -> str | None:
     """Selects blocks without a shortcut."""
-    chosen = isinstance(module, residual.ResidualBlock) and module.shortcut == "none"
+    chosen = isinstance(module, residual.ResidualBlock) and module.spec.shortcut is None
     return "/".join(module.path) if chosen and method == "__call__" else None
 
 
@@ -161,14 +162,6 @@ def _top1(
     kept = {name: jnp.float32(name not in deleted) for name in names}
     counts = [hits(variables, images, labels, kept) for images, labels in batches]
     return float(sum(map(float, counts)) / sum(len(labels) for _, labels in batches))
-
-
-def _drop_rates(model: nn.Module, names: Sequence[str]) -> dict[str, float]:
-    """By the names of the blocks, such as 'stage2_block1'; nothing without stochastic depth."""
-    if not getattr(model, "drop_path", 0.0):
-        return {}
-    places = {n: n.removeprefix("stage").split("_block") for n in names}
-    return {n: model.drop_rate(int(stage), int(block)) for n, (stage, block) in places.items()}
 
 
 def _numbers(most: int) -> list[int]:

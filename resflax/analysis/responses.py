@@ -124,7 +124,7 @@ def _caveat(subject: Subject) -> str:
 
 
 def _norms(module: nn.Module, method: str) -> str | None:
-    chosen = isinstance(module, layers.BatchNorm | layers.GroupNorm) and method == "__call__"
+    chosen = layers.is_norm(module) and method == "__call__"
     return "/".join(module.path) if chosen else None
 
 

@@ -20,6 +20,7 @@ from resflax.analysis import arrivals, channels, lines, taps
 from resflax.analysis.channels import RANGES, Channels
 from resflax.analysis.result import NothingError, Result
 from resflax.analysis.subject import Subject
+from resflax.models.constructors import title
 
 _BATCH = 32  # images; of 224 pixels they take a gigabyte
 
@@ -99,8 +100,8 @@ def meter(
     return measure
 
 
-def activation(model: nn.Module) -> str:
-    """The name of a network's activation; those that have no choice of it have ReLUs."""
+def activation(model: nn.Module) -> Any:
+    """A network's activation, a name or a function; those that have no choice of it have ReLUs."""
     return getattr(model, "act", "relu")
 
 
@@ -116,9 +117,9 @@ def run(subjects: Sequence[Subject], options: argparse.Namespace) -> Result:
         counted = meter(subject.model)(subject.variables, subject.batches(_BATCH))
         if not counted:
             raise NothingError(
-                f"{subject.name} has the activation {activation(subject.model)!r}, which neither "
-                "dies nor saturates, and no gates; act relu, sigmoid and tanh do, and the networks "
-                "se_* have gates."
+                f"{subject.name} has the activation {title(activation(subject.model))}, which "
+                "neither dies nor saturates, and no gates; act relu, sigmoid and tanh do, and the "
+                "networks se_* have gates."
             )
         found[subject.name] = counted
         rows += [{"network": subject.name, **dataclasses.asdict(u)} for u in counted]

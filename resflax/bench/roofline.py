@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from resflax.bench.case import Case
-from resflax.models import layers, residual
+from resflax.models import gates, layers, residual
 from resflax.models.count import num_params
 from resflax.models.interception import intercepted
 from resflax.models.stem import Stem
@@ -85,13 +85,13 @@ class _Sizes:
         return out
 
     def _of(self, module: nn.Module, read: int, written: int) -> Iterator[Pass]:
-        if isinstance(module, layers.Conv | nn.Dense):
+        if layers.is_product(module):
             yield from self._convolution(module, read, written)
-        elif isinstance(module, layers.BatchNorm | nn.GroupNorm):
+        elif layers.is_norm(module):
             yield from self._norm(module, written)
-        elif isinstance(module, layers.SqueezeExcite):
+        elif isinstance(module, gates.Gate):
             yield from self._once_and(written, 3 * written)
-        elif isinstance(module, residual.ResidualBlock) and module.shortcut != "none":
+        elif isinstance(module, residual.ResidualBlock) and module.spec.shortcut is not None:
             yield from self._once_and(written, 2 * written)
         elif isinstance(module, Stem) and written < self.last_output:
             pooled = self.last_output
@@ -101,7 +101,7 @@ class _Sizes:
         kernel = module.variables["params"]["kernel"]
         macs = written * math.prod(kernel.shape[:-1])
         if kernel.shape[:-2] == (1, 1):
-            read //= module.stride**2
+            read //= _step(module)
         times = 1
         if self.trains:
             times = 3 if self.convolutions else 2
@@ -176,6 +176,14 @@ def _best(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
         if turn >= warm_up:
             best = min(best, (time.perf_counter() - start) / calls)
     return best
+
+
+def _step(module: nn.Module) -> int:
+    """Of how many pixels a convolution with a 1x1 kernel reads one."""
+    if isinstance(module, layers.Conv):
+        return module.stride**2
+    strides = module.strides or 1  # of flax
+    return strides**2 if isinstance(strides, int) else math.prod(strides)
 
 
 def _size(x: Any) -> int:

@@ -39,8 +39,10 @@ class Twin(torch.nn.Module):
             for field in dataclasses.fields(model)
             if field.name not in _KNOWN | {"stem"} and getattr(model, field.name) != field.default
         ]
-        if unknown or model.shortcut == "C":
-            raise UserError(f"its twin does not know {', '.join(unknown) or 'shortcut C'}")
+        if model.shortcut not in ("A", "B", "none"):
+            unknown.append(f"shortcut={model.shortcut!r}")
+        if unknown:
+            raise UserError(f"its twin does not know {', '.join(unknown)}")
         channels = model.stem_filters or model.num_filters
         self.stem = _Stem(model, channels)
         blocks = []

@@ -34,6 +34,7 @@ FAMILY = Family(
             "classifier.1.weight",
             _place,
             _conventions,
+            free=frozenset({"bias", "fc_units"}),
             kernels={"fc6": flattened(MAP_SIZE, MAP_SIZE)},
         ),
     ),

@@ -29,6 +29,7 @@ def _layout(library: str) -> Layout:
         _place,
         lambda model, shapes: {"bn_epsilon": 1e-5},
         {"stem": "imagenet", "norm": "batch", "bottleneck": True},
+        frozenset({"growth_rate", "stem_filters"}),
         # torchvision's published files are older than its names.
         renamed=(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),
     )

@@ -169,6 +169,7 @@ GOOGLENET = _family(
         _google_net,
         _google_net_conventions,
         _FIXED,
+        frozenset({"aux_size"}),  # of the auxiliary classifiers, where there are any
         {"hidden": flattened(4, 4)},
     ),
     image_size=224,

@@ -23,8 +23,10 @@ import numpy as np
 
 from resflax.errors import UserError
 from resflax.interop import weights
+from resflax.interop.layout import NEUTRAL, RATES
 from resflax.interop.weights import Entry, Path, Variables
 from resflax.models import repeat, zoo
+from resflax.models.constructors import title
 
 # Of its files; the last is an archive that has an HDF5 file in it.
 SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -225,7 +227,7 @@ def from_keras(
 
     Raises:
       UserError: if there is no layout for the name, the file is not one of Keras' HDF5 files, or
-        its weights do not fit the network.
+        its weights do not fit the network, or an argument makes a network that Keras has not.
       OSError: if there is no such file.
     """
     model, variables, head = read(name, path, num_classes, **overrides)
@@ -253,7 +255,21 @@ def read(
     template = _template(model.clone(packed=False) if loops else model, zoo.image_size(name))
     entries = _entries(layout, model, template, file)
     variables = weights.read(entries, _arrays(file), template)
+    _check_known(name, model, layout)
     return model, repeat.pack(variables, loops), template["params"]["head"]
+
+
+def _check_known(network: str, model: nn.Module, layout: Layout) -> None:
+    """Raises UserError if the network is not Keras', but for conventions that were overridden."""
+    usual = zoo.create_model(network, **layout.overrides)
+    unknown = []
+    for field in dataclasses.fields(model):
+        name, value, there = field.name, getattr(model, field.name), getattr(usual, field.name)
+        convention = name in (*layout.overrides, "bn_epsilon") and not callable(value)
+        if value != there and not convention and name not in {*NEUTRAL, *RATES, "parent", "name"}:
+            unknown.append(f"{name} {title(value)} is {there!r} there")
+    if unknown:
+        raise UserError(f"Keras has no {network} with these arguments: {', '.join(unknown)}.")
 
 
 def _template(model: nn.Module, image_size: int) -> Variables:

@@ -5,7 +5,7 @@ from typing import Any
 
 from resflax.interop.layout import Family, Layout, Shapes
 from resflax.interop.weights import POINTWISE
-from resflax.models.layers import gate_units
+from resflax.models.gates import gate_units
 from resflax.models.resnet import ResNet
 
 _BLOCK = re.compile(r"stage(\d+)_block(\d+)/(.+)")
@@ -121,15 +121,27 @@ def _v2_conventions(model: ResNet, shapes: Shapes) -> dict[str, Any]:
 
 
 _FIXED: dict[str, Any] = {
+    "stem": ("imagenet", "deep", "cifar"),
     "shortcut": "B",
     "downsample": "first",
     "skip": "identity",
     "drop_path": 0.0,
+    "gate": (None, "se"),
     "se_squeeze": "avg",
     "se_gate": "sigmoid",
     "se_integration": "standard",
     "act": "relu",
+    "conv_bias": (None, "none"),
 }
+# The arrays show these; or they have no effect, as there are neither skips nor pre-activation.
+_FREE = frozenset(
+    {
+        "base_width", "block", "cardinality", "drop_path_mode", "first_act", "gate_bias",
+        "num_filters", "residual_scale", "skip_scale", "stem_filters",
+    }
+)  # fmt: skip
+_LEGACY_FREE = _FREE | {"halve_first", "projection_kernel", "se_reduction"}
+_TIMM_FREE = _LEGACY_FREE | {"se_divisor"}
 _ORIGINAL = {**_FIXED, "unit": "original"}
 
 # The dense layers of the gates are 1x1 convolutions in timm.
@@ -144,16 +156,26 @@ FAMILY = Family(
             _current,
             _conventions,
             {**_ORIGINAL, "stem": "imagenet", "norm": "batch", "se_reduction": 0},
+            _FREE,
             _GATES,
         ),
-        Layout("timm", "bn1.weight", _current, _conventions, _ORIGINAL, _GATES),
-        Layout("timm_legacy", "layer0.conv1.weight", _legacy, _legacy_conventions, _FIXED, _GATES),
+        Layout("timm", "bn1.weight", _current, _conventions, _ORIGINAL, _TIMM_FREE, _GATES),
+        Layout(
+            "timm_legacy",
+            "layer0.conv1.weight",
+            _legacy,
+            _legacy_conventions,
+            _FIXED,
+            _LEGACY_FREE,
+            _GATES,
+        ),
         Layout(
             "timm_v2",
             "stages.0.blocks.0.norm1.weight",
             _v2,
             _v2_conventions,
-            {**_FIXED, "unit": "full_preact"},
+            {**_FIXED, "stem": ("imagenet", "cifar"), "unit": "full_preact", "se_reduction": 0},
+            _FREE,
             {"head": POINTWISE},
         ),
     ),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from resflax.errors import UserError
 from resflax.interop import alexnet, densenet, inception, resnet, state_dict, vgg, weights
-from resflax.interop.layout import Family, Layout
+from resflax.interop.layout import RATES, Family, Layout
 from resflax.interop.weights import Variables
 from resflax.models import create_model
 from resflax.models.alexnet import AlexNet
@@ -78,7 +78,8 @@ def from_torch(
 
     Raises:
       UserError: if the file cannot be read or is a pickle that is not allowed, the layout is not
-        known, or the arrays are not those of the network: missing, too many or of other shapes.
+        known, the arrays are not those of the network (missing, too many or of other shapes), or an
+        argument makes a network of which the library has none, such as a part from outside.
     """
     model, variables, head = read(
         name, path_or_state_dict, num_classes, allow_pickle=allow_pickle, **overrides
@@ -112,6 +113,7 @@ def read(
     channels = next((shapes[key][1] for key in stems if key in shapes), 3)
     template = _template(model, channels)
     variables = weights.read(layout.entries(model, template), arrays, template)
+    _check_known(name, model, layout)
     return model, variables, template["params"]["head"]
 
 
@@ -170,6 +172,14 @@ def _recognised(name: str, model: nn.Module, arrays: Mapping[str, Any]) -> Layou
     )
 
 
+def _check_known(name: str, model: nn.Module, layout: Layout) -> None:
+    """Raises UserError if no network with such weights computes what `model` does."""
+    alike = [one for one in _family(model).layouts if one.mark == layout.mark]
+    unknown = min((one.unknown(model, RATES) for one in alike), key=len)
+    if unknown:
+        raise UserError(f"the weights are of no {name} with these arguments: {', '.join(unknown)}.")
+
+
 def _counterpart(
     family: Family, model: nn.Module, template: Variables, library: str | None
 ) -> Layout:
@@ -183,8 +193,10 @@ def _counterpart(
     refusals = []
     for layout in family.layouts:
         if library in (None, layout.library):
-            shapes = weights.shapes(layout.entries(model, template), template)
-            differences = layout.differences(model, shapes)
+            differences = layout.unknown(model)
+            if not differences:
+                shapes = weights.shapes(layout.entries(model, template), template)
+                differences = layout.differences(model, shapes)
             if not differences:
                 return layout
             refusals.append(f"{layout.library}: {', '.join(differences)}")

@@ -10,6 +10,7 @@ _TORCHVISION_HEAD = {"fc6": "classifier.0", "fc7": "classifier.3", "head": "clas
 _TIMM_HEAD = {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "head": "head.fc"}
 
 _FIXED = {"norm": ("none", "batch"), "se_reduction": 0}
+_FREE = frozenset({"fc_units", "num_filters", "se_bias"})
 
 
 def _feature(model: VGG, path: str) -> str | None:
@@ -39,6 +40,7 @@ FAMILY = Family(
             _torchvision,
             lambda model, shapes: {"dense_evaluation": False, "bn_epsilon": 1e-5},
             _FIXED,
+            _FREE,
             {"fc6": flattened(MAP_SIZE, MAP_SIZE)},
         ),
         Layout(
@@ -47,6 +49,7 @@ FAMILY = Family(
             _timm,
             lambda model, shapes: {"dense_evaluation": True, "bn_epsilon": 1e-5},
             _FIXED,
+            _FREE,
             {"fc6": as_convolution(MAP_SIZE, MAP_SIZE), "fc7": POINTWISE},
         ),
     ),

@@ -8,8 +8,12 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from resflax.models import Count, Published, count, create_model, list_models, published
-from resflax.models.zoo import image_size
+import flax.linen as nn
+
+from resflax.models import Count, Published, axes, count, create_model, list_models, published
+from resflax.models.constructors import title
+from resflax.models.resnet import ResNet
+from resflax.models.zoo import VARIANTS, image_size, override_names
 from resflax.process.arguments import Parser
 
 # What other commands leave: the differences from other people's networks.
@@ -27,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("pattern", nargs="?", default="*", help="a name, or such as '*resnext*'")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--table", action="store_true", help="every module of the one that matches")
+    form.add_argument(
+        "--arguments", action="store_true", help="what the one that matches can be told otherwise"
+    )
     form.add_argument("--markdown", action="store_true", help="the list as Markdown")
     parser.add_argument("--batch", type=int, metavar="N", help="images in the step of --table; 1")
     args = parser.parse_args(argv)
@@ -34,16 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = list_models(args.pattern)
     if not names:
         parser.error(f"no network matches {args.pattern!r}; {_closest(args.pattern)}.")
-    if args.table and len(names) > 1:
-        some = ", ".join(names[:3])
-        parser.error(
-            f"--table takes one network; {args.pattern!r} matches {len(names)}: {some} ..."
-        )
+    if (args.table or args.arguments) and len(names) > 1:
+        flag, some = "--table" if args.table else "--arguments", ", ".join(names[:3])
+        parser.error(f"{flag} takes one network; {args.pattern!r} matches {len(names)}: {some} ...")
     if args.batch is not None and (not args.table or args.batch < 1):
         parser.error("--batch takes the number of images in a step, 1 or more, with --table.")
 
     if args.table:
         lines = _table(names[0], args.batch or 1)
+    elif args.arguments:
+        lines = _arguments(names[0])
     else:
         lines = _markdown(names) if args.markdown else _list(names)
     try:
@@ -143,6 +150,25 @@ def _table(name: str, batch_size: int) -> Iterator[str]:
     yield _line(rows[-1], widths)
     images = f"{batch_size} image" + ("s" if batch_size > 1 else "")
     yield f"\nactivation memory of a training step on {images}: {_size(cost.activation_memory)}"
+
+
+def _arguments(name: str) -> Iterator[str]:
+    """The arguments of `create_model` for a network, their values, and what else they can be."""
+    model = create_model(name)
+    yield f"resflax.create_model({name!r}, ...)\n"
+    for argument in override_names(name):
+        value = getattr(model, argument, VARIANTS[name].keywords.get(argument))
+        said = "" if value is None else title(value)
+        others = [f"{other!r}" for other in _choices(model, argument) if other != value]
+        if isinstance(model, ResNet) and argument in axes.TABLES:
+            kind = {"act": "a function", "kernel_init": "a flax initialiser"}
+            others.append(kind.get(argument, "a constructor"))
+        yield f"{argument:<18}{said:<14}{'or ' * bool(others)}{', '.join(others)}".rstrip()
+
+
+def _choices(model: nn.Module, argument: str) -> Iterable[str]:
+    """The names that an argument of a ResNet can have."""
+    return (axes.TABLES | axes.CHOICES).get(argument, ()) if isinstance(model, ResNet) else ()
 
 
 def _modules(cost: Count, depth: int = 0) -> Iterator[tuple[str, ...]]:

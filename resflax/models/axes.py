@@ -1,10 +1,13 @@
 """The axes of a ResNet: what each can be, and what does not fit together."""
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from resflax.errors import UserError
-from resflax.models import checks, layers, residual
+from resflax.models import checks, constructors, gates, layers, residual
+from resflax.models.shortcuts import SHORTCUTS
+from resflax.models.skips import SKIPS
+from resflax.models.stem import POOLS, STEMS
 
 if TYPE_CHECKING:
     from resflax.models.resnet import ResNet
@@ -23,37 +26,39 @@ IMAGENET_DEPTHS: dict[int, tuple[str, tuple[int, ...]]] = {
     200: ("bottleneck", (3, 24, 36, 3)),
 }
 
-CHOICES: dict[str, Collection[str]] = {
-    "block": ("basic", "bottleneck"),
-    "stem": ("imagenet", "cifar", "deep"),
-    "stem_pool": ("symmetric", "ceil", "zeros"),
-    "stride_in": ("1x1", "3x3"),
-    "downsample": ("first", "last"),
-    "form": ("a", "b", "c"),
-    "shortcut": ("A", "B", "C", "none"),
-    "unit": residual.UNITS,
-    "first_act": ("stem", "block"),
-    "skip": (
-        "identity",
-        "constant_scaling",
-        "exclusive_gating",
-        "shortcut_gating",
-        "conv1x1",
-        "dropout",
-    ),
-    "drop_path_mode": ("batch", "sample"),
-    "se_squeeze": layers.SQUEEZES,
-    "se_gate": layers.GATES,
-    "se_integration": ("standard", "pre", "post", "identity", "3x3"),
+# Of the axes that can be a name or a constructor, the names.
+TABLES: dict[str, Mapping[str, Any]] = {
+    "stem": STEMS,
+    "downsample": residual.DOWNSAMPLES,
+    "shortcut": SHORTCUTS,
+    "skip": SKIPS,
+    "gate": gates.GATES,
     "act": layers.ACTIVATIONS,
     "norm": layers.NORMS,
-    "conv_bias": ("none", "all", "unnormed"),
     "kernel_init": layers.INITS,
+}
+
+CHOICES: dict[str, Collection[str]] = {
+    "block": ("basic", "bottleneck"),
+    "stem_pool": POOLS,
+    "stride_in": ("1x1", "3x3"),
+    "form": ("a", "b", "c"),
+    "unit": residual.UNITS,
+    "first_act": ("stem", "block"),
+    "drop_path_mode": ("batch", "sample"),
+    "se_squeeze": gates.SQUEEZES,
+    "se_gate": gates.SIGMOIDS,
+    "se_integration": ("standard", "pre", "post", "identity", "3x3"),
+    "conv_bias": ("none", "all", "unnormed"),
 }
 
 
 def check(model: "ResNet") -> "ResNet":
     """Returns the network, or raises UserError where its arguments do not fit together."""
+    for name, table in TABLES.items():
+        # Without a choice, the reduction decides about gates.
+        if name != "gate" or model.gate is not None:
+            constructors.check(name, getattr(model, name), table)
     for name, choices in CHOICES.items():
         # Without a choice, the norm decides about biases.
         if name != "conv_bias" or model.conv_bias is not None:
@@ -79,15 +84,20 @@ def check(model: "ResNet") -> "ResNet":
 def _check_identity_path(model: "ResNet") -> None:
     if model.shortcut == "none" and (model.skip != "identity" or model.drop_path):
         raise UserError(
-            f"skip {model.skip!r} and drop_path {model.drop_path} need a shortcut: 'A', 'B' or 'C'."
+            f"skip {constructors.title(model.skip)} and drop_path {model.drop_path} need a "
+            "shortcut: 'A', 'B' or 'C'."
         )
     if model.zero_init_last and residual.UNITS[model.unit].last[-1:] == ("act",):
         raise UserError(
             f"zero_init_last: a branch that ends in a ReLU, as in unit {model.unit!r}, never "
             "leaves zero; the other units do."
         )
-    if model.zero_init_last and model.norm == "none":
-        raise UserError("zero_init_last needs a norm with a scale: norm 'batch' or 'group'.")
+    norm = constructors.chosen(model.norm, layers.NORMS)
+    if model.zero_init_last and "scale_init" not in constructors.declared(norm):
+        raise UserError(
+            "zero_init_last needs a norm with a scale: norm 'batch' or 'group', or a constructor "
+            "with the field `scale_init`."
+        )
 
 
 def _check_block(model: "ResNet") -> None:
@@ -119,16 +129,26 @@ def _check_gates(model: "ResNet") -> None:
         )
     if model.se_reduction < 0:
         raise UserError(f"se_reduction {model.se_reduction} must be 0 (no gates) or more.")
+    if model.gate == "se" and not model.se_reduction:
+        raise UserError("gate 'se' needs se_reduction, such as 16.")
+    if model.gate not in (None, "se") and model.se_reduction:
+        raise UserError(
+            f"se_reduction {model.se_reduction} is of the gate 'se'; with gate "
+            f"{constructors.title(model.gate)} it must be 0."
+        )
     place = model.se_integration
     if place == "3x3" and model.block == "basic":
         raise UserError("se_integration '3x3' needs bottleneck blocks; these are basic ones.")
-    if place == "identity" and model.se_reduction and model.shortcut == "none":
+    gated = model.gate or model.se_reduction
+    if place == "identity" and gated and model.shortcut == "none":
         raise UserError("se_integration 'identity' needs a shortcut; a plain net has none.")
     stage = min(chosen)
     narrowest = model.branch(stage, 1)[1 if place == "3x3" else -1].filters
-    if place == "pre":  # the gate sees what the stem or the stage before gives out
-        stem = (model.stem_filters or model.num_filters) * (2 if model.stem == "deep" else 1)
-        narrowest = stem if stage == 2 else model.branch(stage - 1, 1)[-1].filters
+    if place == "pre" and stage > 2:  # the gate sees what the stage before gives out
+        narrowest = model.branch(stage - 1, 1)[-1].filters
+    elif place == "pre" and isinstance(model.stem, str):  # or the stem
+        widening = STEMS[model.stem].args[0][-1].widening
+        narrowest = widening * (model.stem_filters or model.num_filters)
     if model.se_reduction > narrowest:
         raise UserError(
             f"se_reduction {model.se_reduction} leaves no unit of {narrowest} channels; "

@@ -3,7 +3,7 @@
 import numbers
 import types
 import typing
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +27,7 @@ def typed(name: str, value: Any, hint: Any) -> None:
     """
     union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [typing.get_origin(part) or part for part in union]
-    known = (bool, int, float, str, Sequence, type(None))
+    known = (bool, int, float, str, Sequence, Callable, type(None))
     if not all(kind in known for kind in kinds):
         return
     if not any(_is(value, kind) for kind in kinds):

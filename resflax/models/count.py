@@ -13,6 +13,7 @@ from jax.extend.core import Var
 
 from resflax.errors import UserError
 from resflax.models import layers
+from resflax.models.gates import Gate
 from resflax.models.interception import intercepted
 
 
@@ -22,15 +23,16 @@ class Count:
 
     Attributes:
       params: trainable parameters.
-      macs: multiply-adds of the convolutions and dense layers. Biases, norms, activations, pooling
-        and additions are not counted: the convention of the papers and of torchvision. Auxiliary
-        classifiers are counted, although they run in training only.
+      macs: multiply-adds of the convolutions and dense layers, ours and flax's. Biases, norms,
+        activations, pooling and additions are not counted: the convention of the papers and of
+        torchvision. Auxiliary classifiers are counted, although they run in training only.
       activations: numbers that the convolutions and dense layers give out.
       output_shape: of the part, without the batch axis; where it gives out several arrays, of the
         first.
       parts: the same of the submodules, by name, in the order of their use; each has its own parts.
       activation_memory: of a network that was counted with a batch size, bytes that a training step
         keeps from the forward to the backward pass: see `count`.
+      gate: whether the part is a gate: see models.gates.Gate.
     """
 
     params: int
@@ -39,6 +41,7 @@ class Count:
     output_shape: tuple[int, ...] = ()
     parts: dict[str, "Count"] = dataclasses.field(default_factory=dict)
     activation_memory: int | None = None
+    gate: bool = False
 
 
 def count(model: nn.Module, input_shape: Sequence[int], batch_size: int | None = None) -> Count:
@@ -123,7 +126,7 @@ class _Counter:
         else:
             siblings, self.parts = self.parts, {}
             out = call(*args, **kwargs)
-            counted = _count_call(module, args, out, self.parts)
+            counted = _count_call(module, out, self.parts)
             self.parts = siblings
             self._seen[key] = counted, jax.tree.map(_shape, out)
         name = module.name or ""
@@ -137,16 +140,13 @@ def _shape(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _count_call(
-    module: nn.Module, args: tuple[Any, ...], out: Any, parts: dict[str, Count]
-) -> Count:
+def _count_call(module: nn.Module, out: Any, parts: dict[str, Count]) -> Count:
     """The counts of one call of a module, given those of the modules that it called."""
     macs = activations = 0
-    if isinstance(module, layers.Conv | nn.Dense):
-        fan_in = args[0].shape[-1]
-        if isinstance(module, layers.Conv):
-            fan_in = math.prod(module.window) * fan_in // module.groups
-        macs, activations = out.size * fan_in, out.size
+    if layers.is_product(module):
+        # Each number that comes out is a sum over the kernel's other axes, whatever the groups.
+        kernel = module.variables["params"]["kernel"]
+        macs, activations = out.size * math.prod(kernel.shape[:-1]), out.size
     own = {k: v for k, v in module.variables.get("params", {}).items() if k not in parts}
     return Count(
         num_params(own) + sum(part.params for part in parts.values()),
@@ -154,6 +154,7 @@ def _count_call(
         activations + sum(part.activations for part in parts.values()),
         jax.tree.leaves(out)[0].shape[1:],
         parts,
+        gate=isinstance(module, Gate),
     )
 
 

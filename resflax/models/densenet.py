@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from resflax.errors import UserError
-from resflax.models import checks, layers
+from resflax.models import checks, constructors, layers
+from resflax.models.constructors import Choice, ModuleDef
 from resflax.ops import norm as norm_ops
 from resflax.ops import pool
 
@@ -47,8 +48,10 @@ class DenseNet(nn.Module):
       bottleneck: a 1x1 convolution to 4 * growth_rate channels before each 3x3 (Section 3).
       compression: share of the channels that a transition keeps, rounded down: theta of Section 3.
       dropout: rate after every convolution but the first. 0.2 in Table 2, without augmentation.
-      norm: 'batch', 'group' or 'none' (the convolutions then have biases); see layers.norm.
-      kernel_init: of the convolutions' kernels, as in torchvision; a name in layers.INITS.
+      norm: 'batch', 'group' or 'none' (the convolutions then have biases), or a constructor; see
+        layers.norm.
+      kernel_init: of the convolutions' kernels, as in torchvision; a name in layers.INITS, or
+        a flax initialiser.
       bn_momentum: share of the old running statistics that a training step keeps.
       bn_epsilon: added to the variance.
       axis_name: the mapped axis over which batch norm averages its statistics; None: none.
@@ -64,8 +67,8 @@ class DenseNet(nn.Module):
     bottleneck: bool = True
     compression: float = 0.5
     dropout: float = 0.0
-    norm: str = "batch"
-    kernel_init: str = "he_fan_in"
+    norm: Choice = "batch"
+    kernel_init: Choice = "he_fan_in"
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     axis_name: str | None = None
@@ -93,7 +96,7 @@ class DenseNet(nn.Module):
         conv = functools.partial(
             layers.Conv,
             use_bias=self.norm == "none",
-            kernel_init=layers.INITS[self.kernel_init],
+            kernel_init=layers.initialiser(self.kernel_init),
             dtype=self.dtype,
         )
         norm = layers.norm(
@@ -123,7 +126,7 @@ class DenseNet(nn.Module):
                 )
                 x = jnp.concatenate([x, layer(x)], axis=-1)
             outputs[f"block{block}"] = x
-        x = norm_ops.relu(norm(name="norm")(x))
+        x = norm_ops.relu(constructors.apply("norm", norm(name="norm"), x))
         x = outputs["pooled"] = pool.global_avg_pool(x)
         head = functools.partial(nn.Dense, kernel_init=layers.torch_uniform, dtype=jnp.float32)
         outputs["logits"] = head(self.num_classes, name="head")(x)
@@ -144,8 +147,8 @@ class Stem(nn.Module):
 
     kind: str
     filters: int
-    conv: layers.ModuleDef
-    norm: layers.ModuleDef
+    conv: ModuleDef
+    norm: ModuleDef
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -154,7 +157,8 @@ class Stem(nn.Module):
             # The first layer and the first transition begin with norms of their own.
             return self.conv(self.filters, 3, name="conv")(x)
         x = self.conv(self.filters, 7, 2, name="conv")(x)
-        return pool.max_pool(norm_ops.relu(self.norm(name="norm")(x)), 3, 2, (1, 1))
+        x = norm_ops.relu(constructors.apply("norm", self.norm(name="norm"), x))
+        return pool.max_pool(x, 3, 2, (1, 1))
 
 
 class DenseLayer(nn.Module):
@@ -168,9 +172,9 @@ class DenseLayer(nn.Module):
 
     growth_rate: int
     bottleneck: bool
-    conv: layers.ModuleDef
-    norm: layers.ModuleDef
-    dropout: layers.ModuleDef
+    conv: ModuleDef
+    norm: ModuleDef
+    dropout: ModuleDef
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -179,7 +183,7 @@ class DenseLayer(nn.Module):
         if self.bottleneck:
             convs.insert(0, (4 * self.growth_rate, 1))
         for i, (filters, kernel_size) in enumerate(convs, start=1):
-            x = norm_ops.relu(self.norm(name=f"norm{i}")(x))
+            x = norm_ops.relu(constructors.apply("norm", self.norm(name=f"norm{i}"), x))
             x = self.conv(filters, kernel_size, name=f"conv{i}")(x)
             x = self.dropout(name=f"dropout{i}")(x)
         return x
@@ -189,14 +193,14 @@ class Transition(nn.Module):
     """Between two blocks: norm, ReLU, 1x1 convolution, 2x2 average pool (Section 3)."""
 
     filters: int
-    conv: layers.ModuleDef
-    norm: layers.ModuleDef
-    dropout: layers.ModuleDef
+    conv: ModuleDef
+    norm: ModuleDef
+    dropout: ModuleDef
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H / 2, W / 2, filters], rounded down."""
-        x = norm_ops.relu(self.norm(name="norm")(x))
+        x = norm_ops.relu(constructors.apply("norm", self.norm(name="norm"), x))
         x = self.dropout(name="dropout")(self.conv(self.filters, name="conv")(x))
         return pool.avg_pool(x, 2, 2)
 
@@ -251,7 +255,9 @@ def cifar_densenet(
 
 def _checked(model: DenseNet) -> DenseNet:
     """Returns `model`, or raises UserError where an argument makes no network."""
-    checks.choices(model, {"stem": STEMS, "norm": layers.NORMS, "kernel_init": layers.INITS})
+    checks.choices(model, {"stem": STEMS})
+    constructors.check("norm", model.norm, layers.NORMS)
+    constructors.check("kernel_init", model.kernel_init, layers.INITS)
     checks.positive(model, "growth_rate", "stem_filters", "num_classes")
     checks.rates(model, "dropout")
     if not 0.0 < model.compression <= 1.0:

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from resflax.errors import UserError
-from resflax.models import checks, repeat
+from resflax.models import checks, gates, repeat
 from resflax.models import layers as base
+from resflax.models.constructors import ModuleDef
 from resflax.ops import norm as norm_ops
 from resflax.ops import pool
 
@@ -65,9 +66,9 @@ class Layers:
       gate: of the squeeze-excite layer; None: there is none.
     """
 
-    conv: base.ModuleDef
-    norm: base.ModuleDef | None
-    gate: base.ModuleDef | None
+    conv: ModuleDef
+    norm: ModuleDef | None
+    gate: ModuleDef | None
 
 
 class ConvNorm(nn.Module):
@@ -165,7 +166,7 @@ class InceptionNet(nn.Module):
     Attributes:
       num_classes: units of the classifier.
       se_reduction: of the squeeze-excite gates; 0: no gates.
-      se_squeeze, se_gate, se_bias: see layers.SqueezeExcite.
+      se_squeeze, se_gate, se_bias: see gates.SqueezeExcite.
       dropout: rate before the classifier.
       norm_scale: whether batch norms have a scale; TensorFlow's and Keras' Inception nets have not.
       bn_momentum: share of the old running statistics that a training step keeps.
@@ -285,7 +286,7 @@ class InceptionNet(nn.Module):
             dtype=self.dtype,
         )
         gate = functools.partial(
-            base.SqueezeExcite,
+            gates.SqueezeExcite,
             self.se_reduction,
             self.se_squeeze,
             self.se_gate,
@@ -313,7 +314,7 @@ def checked(model: Net, narrowest_gate: int) -> Net:
       model: the network.
       narrowest_gate: the fewest channels that a squeeze-excite gate of the network scales.
     """
-    checks.choices(model, {"se_squeeze": base.SQUEEZES, "se_gate": base.GATES})
+    checks.choices(model, {"se_squeeze": gates.SQUEEZES, "se_gate": gates.SIGMOIDS})
     checks.positive(model, "num_classes")
     checks.rates(model, *(name for name in ("dropout", "aux_dropout") if hasattr(model, name)))
     if model.scan < 0:

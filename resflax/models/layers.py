@@ -1,21 +1,21 @@
 """The layers that every network is made of, with the parameters that `resflax.ops` computes on."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resflax.ops import activation, pool
+from resflax.models import constructors
+from resflax.models.constructors import Choice, ModuleDef
 from resflax.ops import conv as conv_ops
 from resflax.ops import norm as norm_ops
 from resflax.ops.norm import Activations, Affine
-
-# A layer or block constructor with its settings already bound by functools.partial.
-ModuleDef = Callable[..., nn.Module]
 
 # N(0, 2 / (k * k * C_out)), untruncated, the total C_out also where the convolution is grouped:
 # the initialisation of the residual nets' released code (He 2015, arXiv 1502.01852, backward case).
@@ -87,59 +87,24 @@ class Conv(nn.Module):
         return y
 
 
-class SqueezeExcite(nn.Module):
-    """Channel attention: scales each channel by a gate computed from all channels' means.
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a network hands down to its parts: the constructors of its layers, and its mode."""
 
-    Squeeze-and-Excitation Networks, arXiv 1709.01507, Section 3; its ablations in Section 6.
+    conv: ModuleDef
+    norm: ModuleDef
+    act: Callable[[Activations], jax.Array]
+    train: bool
+    dtype: jnp.dtype
 
-    Attributes:
-      reduction: the first dense layer has C // reduction units (Section 6.1).
-      squeeze: 'avg' or 'max' over the positions, or 'none': gates at every position (6.2, 6.5).
-      gate: the last non-linearity: 'sigmoid', 'tanh' or 'relu' (6.3).
-      bias: whether the dense layers have biases; the released networks have, the ablations not.
-      divisor: of the first dense layer's units, which are rounded to a multiple of it; timm has 8.
-      dtype: of the scaled activations; the gates are computed in float32.
-    """
-
-    reduction: int = 16
-    squeeze: str = "avg"
-    gate: str = "sigmoid"
-    bias: bool = True
-    divisor: int = 1
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Activations) -> Activations:
-        """[N, H, W, C] -> the same shape.
-
-        With the squeeze 'avg', what a norm left to be computed stays so; else it is computed here.
-        """
-        if self.squeeze == "avg" and isinstance(x, Affine) and x.residual is None:
-            return x.gated(self._gates(x.pooled(), x.x.shape[-1]))
-        x = norm_ops.value(x)
-        gates = self._gates(SQUEEZES[self.squeeze](x), x.shape[-1]).astype(self.dtype)
-        return x * (gates if self.squeeze == "none" else gates[:, None, None, :])
-
-    def _gates(self, squeezed: jax.Array, channels: int) -> jax.Array:
-        """Float32, of the shape of `squeezed`."""
-        units = gate_units(channels, self.reduction, self.divisor)
-        dense = functools.partial(nn.Dense, use_bias=self.bias, kernel_init=he_normal)
-        hidden = activation.relu(dense(units, name="squeeze")(squeezed))
-        return GATES[self.gate](dense(channels, name="excite")(hidden))
-
-
-def gate_units(channels: int, reduction: int, divisor: int) -> int:
-    """Units of a gate's first layer: C // reduction, or the multiple of `divisor` nearest to it.
-
-    Halves are rounded up, and what would be nothing becomes `divisor`, as in timm.
-    """
-    if divisor == 1:
-        return channels // reduction
-    return max(divisor, int(channels / reduction + divisor / 2) // divisor * divisor)
+    def bind(self, constructor: ModuleDef, **settings: Any) -> ModuleDef:
+        """A constructor with what it has fields for, of these and of the settings given."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return constructors.bind(constructor, **(own | settings))
 
 
 def norm(
-    kind: str,
+    kind: Choice,
     *,
     train: bool,
     momentum: float,
@@ -149,26 +114,46 @@ def norm(
 ) -> ModuleDef:
     """The constructor of a network's norm layers.
 
+    A norm is called with `name`; the last of a branch that starts as zero with `scale_init` too. It
+    has a field for what it needs of the arguments, and of `use_running_average`, which is the
+    opposite of `train`. Only batch norms, which have that field, are told the axis.
+
     Args:
-      kind: 'batch', 'group' (32 groups, or the most that divide the channels) or 'none'.
+      kind: a name in NORMS, or a constructor, such as flax.linen.LayerNorm.
       train: whether batch norm uses and updates the batch's statistics.
       momentum: share of the old running statistics that a step keeps.
       epsilon: added to the variance.
       axis_name: the mapped axis over which batch norm averages; None: none.
       dtype: of the result.
     """
-    if kind == "none":
-        return Identity
-    if kind == "group":
-        return functools.partial(GroupNorm, epsilon=epsilon, dtype=dtype)
-    return functools.partial(
-        BatchNorm,
-        use_running_average=not train,
-        momentum=momentum,
-        epsilon=epsilon,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    constructor = constructors.chosen(kind, NORMS)
+    settings = {"train": train, "momentum": momentum, "epsilon": epsilon, "dtype": dtype}
+    if "use_running_average" in constructors.declared(constructor):
+        settings |= {"use_running_average": not train, "axis_name": axis_name}
+    return constructors.bind(constructor, **settings)
+
+
+def act(choice: Choice) -> Callable[[Activations], jax.Array]:
+    """The activation of a name in ACTIVATIONS, or a function of arrays."""
+    if isinstance(choice, str):
+        return ACTIVATIONS[choice]
+    return functools.partial(_of_array, choice)
+
+
+def _of_array(function: Callable[[jax.Array], jax.Array], y: Activations) -> jax.Array:
+    x = norm_ops.value(y)
+    return constructors.checked("act", function, x, function(x), x.shape)
+
+
+def is_product(module: nn.Module) -> bool:
+    """Whether it is a convolution or a dense layer, ours or flax's: what multiply-adds are of."""
+    return isinstance(module, Conv | nn.Conv | nn.Dense)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm, ours or flax's; of one within another, the outer one."""
+    kinds = BatchNorm | GroupNorm | nn.BatchNorm | nn.GroupNorm | nn.LayerNorm
+    return isinstance(module, kinds) and not isinstance(module.parent, GroupNorm)
 
 
 class BatchNorm(nn.Module):
@@ -185,7 +170,10 @@ class BatchNorm(nn.Module):
       use_scale: whether there is a scale.
       scale_init: of it.
       dtype: of the result.
+      computed: whether the result is computed at once, an array.
     """
+
+    deferred: ClassVar[bool] = True
 
     use_running_average: bool
     momentum: float = 0.9
@@ -194,10 +182,11 @@ class BatchNorm(nn.Module):
     use_scale: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     dtype: jnp.dtype = jnp.float32
+    computed: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> Affine:
-        """[N, H, W, C] -> the normalised images, scaled and shifted, to be computed."""
+    def __call__(self, x: jax.Array) -> Activations:
+        """[N, H, W, C] -> the normalised images, scaled and shifted, to be computed if not now."""
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -216,7 +205,8 @@ class BatchNorm(nn.Module):
         if self.use_scale:
             scale = self.param("scale", self.scale_init, shape, jnp.float32)
         factor, shift = _coefficients(batch_mean, batch_var, scale, bias, self.epsilon)
-        return Affine(x, factor, shift, means)
+        y = Affine(x, factor, shift, means)
+        return norm_ops.value(y) if self.computed else y
 
 
 # Compiled apart, so that they are traced once for all layers of as many channels, which takes a
@@ -284,11 +274,12 @@ class Identity(nn.Module):
         return x
 
 
-# Kinds of `norm`.
-NORMS = ("batch", "group", "none")
+# By the name that a network's `norm` has: 'group' has 32 groups, or the most that divide the
+# channels.
+NORMS: dict[str, ModuleDef] = {"batch": BatchNorm, "group": GroupNorm, "none": Identity}
 
-# What stands between the layers, of arrays and of what a norm left to be computed. The papers use
-# ReLU.
+# What stands between the layers, by the name that ResNet's `act` has; of arrays and of what a norm
+# left to be computed. The papers use ReLU.
 ACTIVATIONS: dict[str, Callable[[Activations], jax.Array]] = {
     "relu": norm_ops.relu,
     "sigmoid": lambda y: nn.sigmoid(norm_ops.value(y)),
@@ -297,7 +288,7 @@ ACTIVATIONS: dict[str, Callable[[Activations], jax.Array]] = {
     "silu": lambda y: nn.silu(norm_ops.value(y)),
 }
 
-# Initialisations of the convolutions' kernels.
+# Initialisations of the convolutions' kernels, by the name that a network's `kernel_init` has.
 INITS: dict[str, nn.initializers.Initializer] = {
     "he_fan_out": he_normal,
     "he_fan_in": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
@@ -306,14 +297,7 @@ INITS: dict[str, nn.initializers.Initializer] = {
     "gaussian": nn.initializers.normal(0.01),
 }
 
-SQUEEZES: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "avg": pool.global_avg_pool,
-    "max": pool.global_max_pool,
-    "none": lambda x: x.astype(jnp.float32),
-}
 
-GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "sigmoid": nn.sigmoid,
-    "tanh": nn.tanh,
-    "relu": activation.relu,
-}
+def initialiser(choice: Choice) -> nn.initializers.Initializer:
+    """That of a name in INITS, or one of flax."""
+    return constructors.chosen(choice, INITS)

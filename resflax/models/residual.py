@@ -1,25 +1,29 @@
 """The residual block, composed along independent axes.
 
-| axis     | what it chooses                              | as                                     |
-|----------|----------------------------------------------|----------------------------------------|
-| branch   | the convolutions of F in y = x + F(x)        | a tuple of ConvSpec                    |
-| shortcut | how x reaches the sum: 'A', 'B', 'C', 'none' | a name                                 |
-| unit     | the order of norm, activation and addition   | a row of UNITS                         |
-| gate     | squeeze-excite, and where it stands          | a module constructor and a name        |
-| skip     | what is done to x and F(x) before the sum    | a module constructor                   |
+| axis       | what it chooses                              | as                                   |
+|------------|----------------------------------------------|--------------------------------------|
+| branch     | the convolutions of F in y = x + F(x)        | a tuple of ConvSpec                  |
+| shortcut   | how x reaches the sum                        | a constructor: shortcuts.SHORTCUTS   |
+| unit       | the order of norm, activation and addition   | a row of UNITS                       |
+| gate       | squeeze-excite, say, and where it stands     | a constructor (gates.GATES), a name  |
+| skip       | what is done to x and F(x) before the sum    | a constructor: skips.SKIPS           |
+| downsample | how the image is halved                      | a row of DOWNSAMPLES                 |
+
+How constructors are called: see models.constructors.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from resflax.errors import UserError
-from resflax.models.layers import ModuleDef
+from resflax.models import constructors, layers
+from resflax.models.constructors import Choice, ModuleDef
 from resflax.ops import norm as norm_ops
 from resflax.ops.norm import Activations
 
@@ -37,9 +41,6 @@ class ConvSpec:
 
 
 Branch = tuple[ConvSpec, ...]
-
-# The shortcut's and the branch's term of the sum.
-Terms = tuple[jax.Array, jax.Array]
 
 
 def basic(filters: int, stride: int = 1) -> Branch:
@@ -131,77 +132,6 @@ def has_bias(conv_bias: str, *, normed: bool) -> bool:
     return conv_bias == "all" or (conv_bias == "unnormed" and not normed)
 
 
-class Projection(nn.Module):
-    """A convolution that gives the shortcut the shape of the branch (He 2015, options B and C)."""
-
-    filters: int
-    kernel_size: int
-    stride: int
-    conv: ModuleDef
-    norm: ModuleDef | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> Activations:
-        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
-        x = self.conv(self.filters, self.kernel_size, self.stride, name="conv")(x)
-        return x if self.norm is None else self.norm(name="norm")(x)
-
-
-class Scaling(nn.Module):
-    """Both terms of the sum times a constant (1603.05027, Section 3.1, constant scaling)."""
-
-    skip_scale: float
-    residual_scale: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, shortcut: jax.Array, residual: jax.Array) -> Terms:
-        """Returns the two terms, scaled."""
-        return shortcut * self.skip_scale, residual * self.residual_scale
-
-
-class Gating(nn.Module):
-    """The shortcut is gated by 1 - g(x) (1603.05027, Section 3.1, exclusive and shortcut-only).
-
-    g is a 1x1 convolution with a bias and a sigmoid, as in highway networks; in units that change
-    the shape it has the unit's stride and channels.
-
-    Attributes:
-      bias: initial, of g: the more negative, the more open the shortcut.
-      exclusive: whether F is gated by g.
-      conv: constructor of the convolution.
-    """
-
-    bias: float
-    exclusive: bool
-    conv: ModuleDef
-
-    @nn.compact
-    def __call__(self, x: jax.Array, shortcut: jax.Array, residual: jax.Array) -> Terms:
-        """Returns the two terms, gated."""
-        stride = -(-x.shape[1] // shortcut.shape[1])
-        conv = self.conv(
-            shortcut.shape[-1],
-            stride=stride,
-            use_bias=True,
-            bias_init=nn.initializers.constant(self.bias),
-            name="conv",
-        )
-        gate = nn.sigmoid(conv(x))
-        return shortcut * (1 - gate), residual * gate if self.exclusive else residual
-
-
-class ShortcutDropout(nn.Module):
-    """Dropout on the shortcut's output (1603.05027, Section 3.1)."""
-
-    train: bool
-    rate: float = 0.5
-
-    @nn.compact
-    def __call__(self, x: jax.Array, shortcut: jax.Array, residual: jax.Array) -> Terms:
-        """Returns the two terms, the shortcut with holes."""
-        return nn.Dropout(self.rate, deterministic=not self.train)(shortcut), residual
-
-
 class DropPath(nn.Module):
     """Stochastic depth (Huang 2016, arXiv 1603.09382): the residual branch is left out at random.
 
@@ -227,44 +157,44 @@ class DropPath(nn.Module):
         return y * kept if self.mode == "batch" else y * kept / keep
 
 
-def zero_padded_identity(x: jax.Array, filters: int, stride: int) -> jax.Array:
-    """Option A (He 2015, Section 3.3): subsamples, and appends channels of zeros; no parameters.
+class Downsampling(NamedTuple):
+    """How a stage halves the image.
 
-    Args:
-      x: [N, H, W, C].
-      filters: channels of the result, at least C.
-      stride: every how many pixels one is kept.
-
-    Returns:
-      [N, ceil(H / stride), ceil(W / stride), filters].
-
-    Raises:
-      UserError: if `filters` is less than C: an identity cannot lose channels.
+    Attributes:
+      block: the one that does it: the 'first' of the stage, or the 'last' of the stage before.
+      pool: constructor of what stands behind the convolution that would have a stride, and has none
+        then; None: the convolution has it.
     """
-    channels = x.shape[-1]
-    if filters < channels:
-        raise UserError(
-            f"shortcut 'A' cannot shrink {channels} channels to {filters}: use 'B' or 'C'."
-        )
-    x = x[:, ::stride, ::stride, :]
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, filters - channels)))
+
+    block: str = "first"
+    pool: ModuleDef | None = None
 
 
-class ResidualBlock(nn.Module):
-    """y = shortcut(x) + F(x), with norm, activation and gate where `unit` and the gate say.
+# By the name that ResNet's `downsample` has: the last one is that of TensorFlow-slim and Keras'
+# ResNetV2.
+DOWNSAMPLES = {"first": Downsampling("first"), "last": Downsampling("last")}
+
+
+def downsampling(choice: Choice) -> Downsampling:
+    """A row of DOWNSAMPLES, or pooling by a constructor, in the first block."""
+    return DOWNSAMPLES[choice] if isinstance(choice, str) else Downsampling(pool=choice)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """What a residual block is made of.
 
     Attributes:
       branch: the convolutions of F; their strides multiply to the block's stride.
-      shortcut: 'A' (zero-padded identity), 'B' (projection where the shape changes), 'C'
-        (projection everywhere), 'none' (no addition: a plain net), 'subsample' (the identity, of
-        every stride-th pixel: what an A of as many channels is).
+      shortcut: constructor of what gives x the shape of F(x); None: no addition, a plain net.
       unit: a row of UNITS.
-      conv, norm, act: constructors of the layers, with dtype, mode and axis bound.
-      gate: constructor of the squeeze-excite layer, or None.
+      parts: of the network.
+      gate: constructor of the gate, or None.
       se_integration: where the gate stands (SE, 1709.01507, Figure 5): 'standard' at the end of
         the branch, 'pre' before it, 'post' after the block, 'identity' on the shortcut, '3x3'
         after the 3x3 convolution of a bottleneck.
       skip: constructor of what is done to the two terms before their sum, or None.
+      pool: see Downsampling.
       drop_path: constructor of what leaves the branch out at random, or None.
       projection_kernel: side of the projection's kernel.
       zero_init_last: start as the identity: the last norm's scale, or in pre-activation units the
@@ -274,86 +204,134 @@ class ResidualBlock(nn.Module):
     """
 
     branch: Branch
-    shortcut: str
+    shortcut: ModuleDef | None
     unit: Unit
-    conv: ModuleDef
-    norm: ModuleDef
-    act: Callable[[Activations], jax.Array] = norm_ops.relu
+    parts: layers.Parts
     gate: ModuleDef | None = None
     se_integration: str = "standard"
     skip: ModuleDef | None = None
+    pool: ModuleDef | None = None
     drop_path: ModuleDef | None = None
     projection_kernel: int = 1
     zero_init_last: bool = False
     conv_bias: str = "none"
     activated: bool = False
 
+    def shortcut_says(self, attribute: str, otherwise: bool) -> bool:
+        """An attribute of the shortcut's class; see models.shortcuts."""
+        return getattr(constructors.made(self.shortcut), attribute, otherwise)
+
+
+class ResidualBlock(nn.Module):
+    """y = shortcut(x) + F(x), with norm, activation and gate where the spec says."""
+
+    spec: BlockSpec
+
     @nn.compact
     def __call__(self, x: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
         """[N, H, W, C], and the rate of `drop_path` -> the shape of the branch's result."""
-        stride = math.prod(spec.stride for spec in self.branch)
-        filters = self.branch[-1].filters
-        reshapes = stride != 1 or filters != x.shape[-1]
+        spec = self.spec
+        stride = math.prod(conv.stride for conv in spec.branch)
+        reshapes = stride != 1 or spec.branch[-1].filters != x.shape[-1]
 
         y: Activations = x
-        if not self.activated:
-            y = self._apply(self.unit.before, "norm1", x)
+        if not spec.activated:
+            y = self._apply(spec.unit.before, "norm1", x)
         # A unit that changes the shape has no identity to keep clean: its shortcut takes the
         # pre-activated input, and costs no second norm (1603.05027, appendix).
-        source = norm_ops.value(y) if reshapes and self.shortcut != "subsample" else x
+        preactivated = reshapes and spec.shortcut_says("preactivated", True)
+        source = norm_ops.value(y) if preactivated else x
         y = self._gate("pre", y)
         y = self._branch(y)
         y = self._gate("standard", y)
-        if self.drop_path is not None:
-            y = self.drop_path(name="drop_path")(norm_ops.value(y), drop_rate)
-        if self.shortcut != "none":
-            shortcut = self._gate("identity", self._shortcut(source, filters, stride, reshapes))
-            if self.skip is not None:
-                terms = norm_ops.value(shortcut), norm_ops.value(y)
-                shortcut, y = self.skip(name="skip")(source, *terms)
+        if spec.drop_path is not None:
+            y = spec.drop_path(name="drop_path")(norm_ops.value(y), drop_rate)
+        if spec.shortcut is not None:
+            shortcut: Activations = source
+            if reshapes or spec.shortcut_says("everywhere", False):
+                shortcut = self._shortcut(spec.shortcut, source, stride, norm_ops.shape(y))
+            shortcut = self._gate("identity", shortcut)
+            if spec.skip is not None:
+                shortcut, y = self._skip(spec.skip, source, shortcut, y)
             y = norm_ops.add(shortcut, y)
-        y = self._apply(self.unit.sum, "norm_sum", y)
+        y = self._apply(spec.unit.sum, "norm_sum", y)
         return norm_ops.value(self._gate("post", y))
 
     def _branch(self, y: Activations) -> Activations:
-        zeros = nn.initializers.zeros
-        for i, spec in enumerate(self.branch, 1):
-            ends = i == len(self.branch)
-            zero = self.zero_init_last and ends
-            after = self.unit.last if ends else self.unit.after
+        spec, unit, zeros = self.spec, self.spec.unit, nn.initializers.zeros
+        for i, conv in enumerate(spec.branch, 1):
+            ends = i == len(spec.branch)
+            zero = spec.zero_init_last and ends
+            after = unit.last if ends else unit.after
             if i > 1:
-                y = self._apply(self.unit.before, f"norm{i}", y)
-            settings = dataclasses.asdict(spec)
+                y = self._apply(unit.before, f"norm{i}", y)
+            settings = dataclasses.asdict(conv)
             if zero and "norm" not in after:
                 settings["kernel_init"] = zeros
-            normed = "norm" in (after if ends else after + self.unit.before)
-            settings["use_bias"] = has_bias(self.conv_bias, normed=normed)
-            y = self.conv(**settings, name=f"conv{i}")(norm_ops.value(y))
+            normed = "norm" in (after if ends else after + unit.before)
+            settings["use_bias"] = has_bias(spec.conv_bias, normed=normed)
+            pool = spec.pool if conv.stride > 1 else None
+            if pool is not None:
+                settings["stride"] = 1
+            y = spec.parts.conv(**settings, name=f"conv{i}")(norm_ops.value(y))
             y = self._apply(after, f"norm{i}", y, **({"scale_init": zeros} if zero else {}))
+            if pool is not None:
+                y = self._pool(pool, y, conv.stride)
             if i == 2:
                 y = self._gate("3x3", y)
         return y
 
-    def _apply(
-        self, layers: tuple[str, ...], name: str, y: Activations, **norm_kwargs
-    ) -> Activations:
-        for layer in layers:
+    def _pool(self, pool: ModuleDef, y: Activations, stride: int) -> Activations:
+        n, height, width, channels = norm_ops.shape(y)
+        module = self.spec.parts.bind(pool, stride=stride)(name="downsample")
+        shape = (n, -(-height // stride), -(-width // stride), channels)
+        return constructors.apply("downsample", module, y, shape)
+
+    def _apply(self, order: tuple[str, ...], name: str, y: Activations, **of_norm: Any) -> Any:
+        for layer in order:
             if layer == "norm":
-                y = self.norm(name=name, **norm_kwargs)(norm_ops.value(y))
+                norm = self.spec.parts.norm(name=name, **of_norm)
+                y = constructors.apply("norm", norm, norm_ops.value(y))
             else:
-                y = self.act(y)
+                y = self.spec.parts.act(y)
         return y
 
     def _gate(self, place: str, y: Activations) -> Activations:
-        if self.gate is None or self.se_integration != place:
+        gate = self.spec.gate
+        if gate is None or self.spec.se_integration != place:
             return y
-        return self.gate(name="se")(y)
+        label = getattr(constructors.made(gate), "label", "gate")
+        return constructors.apply("gate", gate(name=label), y)
 
-    def _shortcut(self, x: jax.Array, filters: int, stride: int, reshapes: bool) -> Activations:
-        if self.shortcut == "C" or (self.shortcut == "B" and reshapes):
-            norm = self.norm if self.unit.projection_norm else None
-            bias = has_bias(self.conv_bias, normed=norm is not None)
-            conv = functools.partial(self.conv, use_bias=bias)
-            kernel_size = self.projection_kernel
-            return Projection(filters, kernel_size, stride, conv, norm, name="shortcut")(x)
-        return zero_padded_identity(x, filters, stride) if reshapes else x
+    def _shortcut(
+        self, shortcut: ModuleDef, x: jax.Array, stride: int, shape: tuple[int, ...]
+    ) -> Activations:
+        spec = self.spec
+        normed = spec.unit.projection_norm
+        bias = has_bias(spec.conv_bias, normed=normed)
+        constructor = spec.parts.bind(
+            shortcut,
+            filters=shape[-1],
+            stride=stride,
+            kernel_size=spec.projection_kernel,
+            conv=functools.partial(spec.parts.conv, use_bias=bias),
+            norm=spec.parts.norm if normed else layers.Identity,
+        )
+        return constructors.apply("shortcut", constructor(name="shortcut"), x, shape)
+
+    def _skip(
+        self, skip: ModuleDef, x: jax.Array, shortcut: Activations, y: Activations
+    ) -> tuple[jax.Array, jax.Array]:
+        module = skip(name="skip")
+        terms = norm_ops.value(shortcut), norm_ops.value(y)
+        given = module(x, *terms)
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise UserError(
+                f"skip {constructors.describe(skip)} must give two arrays: the shortcut's term and "
+                "the branch's."
+            )
+        first, second = (
+            constructors.checked("skip", module, term, out, term.shape)
+            for term, out in zip(terms, given, strict=True)
+        )
+        return first, second

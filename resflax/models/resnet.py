@@ -14,13 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from resflax.errors import UserError
-from resflax.models import axes, checks, layers, repeat, residual
-from resflax.models.stem import POOLS, Layers, Stem
+from resflax.models import axes, checks, constructors, gates, layers, repeat, residual
+from resflax.models.constructors import Choice, ModuleDef
+from resflax.models.layers import Parts
+from resflax.models.shortcuts import SHORTCUTS, Subsample
+from resflax.models.skips import SKIPS
+from resflax.models.stem import POOLS, STEMS
+from resflax.ops import norm as norm_ops
 from resflax.ops import pool
+from resflax.ops.norm import Activations
 
 
 class ResNet(nn.Module):
     """A residual network, from images to logits.
+
+    A field that is a name of a table can be a constructor as well: see models.constructors.
 
     Variables: 'params' and, for the running means and variances, 'batch_stats'; random numbers:
     'dropout' where `dropout` is not zero and `train` is true.
@@ -32,8 +40,8 @@ class ResNet(nn.Module):
       block: 'basic' or 'bottleneck'.
       num_filters: of the first stage; a bottleneck block gives out four times as many.
       stem_filters: of the stem; None: as many as in the first stage.
-      stem: 'imagenet' (7x7/2, then 3x3/2 max-pool), 'cifar' (3x3, no pool) or 'deep' (three 3x3,
-        then a 3x3/2 max-pool; SENet-154).
+      stem: a name in stem.STEMS: 'imagenet' (7x7/2, then 3x3/2 max-pool), 'cifar' (3x3, no pool) or
+        'deep' (three 3x3, then a 3x3/2 max-pool; SENet-154); or a constructor.
       stem_pool: padding of the stem's pool: 'symmetric' (one pixel on every side, as in PyTorch),
         'ceil' (none before and one after, as in Caffe, so that sizes are rounded up), 'zeros' (one
         pixel of zeros on every side, as in Keras).
@@ -42,36 +50,42 @@ class ResNet(nn.Module):
       cardinality: groups of the 3x3 convolutions of bottleneck blocks (ResNeXt, 1611.05431).
       base_width: channels of a group where a block has 64 filters; in proportion elsewhere.
       stride_in: the convolution of a bottleneck that has the stride: '1x1' or '3x3'.
-      downsample: the block of a stage that halves the image: its 'first' one, or the 'last' one of
-        the stage before, as in TensorFlow-slim and Keras' ResNetV2.
+      downsample: a name in residual.DOWNSAMPLES, of the block that halves the image: the stage's
+        'first' one, or the 'last' one of the stage before, as in TensorFlow-slim and Keras'
+        ResNetV2; or a constructor of a pool, which stands in the first one behind the convolution
+        (its norm, its activation) that would have a stride.
       halve_first: half the width out of a bottleneck's first convolution (SENet-154).
       form: which of the equal forms of a ResNeXt block is computed, 'a', 'b' or 'c'; see
         residual.bottleneck.
-      shortcut: 'A', 'B', 'C' or 'none'; see residual.ResidualBlock.
+      shortcut: a name in shortcuts.SHORTCUTS: 'A' (zero-padded identity), 'B' (projection where the
+        shape changes), 'C' (projection everywhere), 'D' (as B, of means of 2x2 pixels), 'none' (no
+        addition: a plain net); or a constructor.
       projection_kernel: side of the projections' kernels, from stage 3 on (stage 2: always 1).
       unit: order of norm, activation and addition; a name in residual.UNITS.
       first_act: where the first unit's norm and activation stand, if it begins with them: in the
         'stem', before the pool (1603.05027, appendix), or in the 'block' (TensorFlow-slim, timm,
         Keras).
-      skip: what is done on the identity path (1603.05027, Table 1): 'identity',
-        'constant_scaling' (by skip_scale, and F by residual_scale), 'exclusive_gating',
-        'shortcut_gating' (gate_bias: the gates' initial bias), 'conv1x1' (option C), 'dropout'.
+      skip: what is done on the identity path, a name in skips.SKIPS (1603.05027, Table 1):
+        'identity', 'constant_scaling' (by skip_scale, and F by residual_scale), 'exclusive_gating',
+        'shortcut_gating' (gate_bias: the gates' initial bias), 'conv1x1' (option C), 'dropout'; or
+        a constructor.
       skip_scale, residual_scale, gate_bias: of `skip`.
       drop_path: probability that the last block's branch is left out in training; it grows
         linearly from the first block on. See residual.DropPath.
       drop_path_mode: 'batch', the l-th of L blocks at l / L of it (1603.09382, Section 3), or
         'sample', at (l - 1) / (L - 1) of it.
-      se_reduction: of the squeeze-excite gates; 0: no gates.
-      se_squeeze, se_gate, se_bias, se_divisor: see layers.SqueezeExcite.
-      se_stages: the stages that have gates, 2 to 5; None: all.
-      se_integration: where the gate stands in the block; see residual.ResidualBlock.
+      gate: a name in gates.GATES, or a constructor; None: 'se' where `se_reduction` is not 0.
+      se_reduction: of the squeeze-excite gates; 0: there are none.
+      se_squeeze, se_gate, se_bias, se_divisor: see gates.SqueezeExcite.
+      se_stages: the stages that have gates of whatever kind, 2 to 5; None: all.
+      se_integration: where the gate stands in the block; see residual.BlockSpec.
       zero_init_last: every residual branch starts as zero.
       dropout: rate before the classifier.
-      act: the activation; a name in layers.ACTIVATIONS.
-      norm: 'batch', 'group' or 'none'.
+      act: the activation; a name in layers.ACTIVATIONS, or a function of an array.
+      norm: a name in layers.NORMS, 'batch', 'group' or 'none'; or a constructor.
       conv_bias: the convolutions that have biases: 'none', 'all', or those that no norm follows,
         'unnormed'; None: 'all' without norms, else 'none'.
-      kernel_init: of the convolutions' kernels; a name in layers.INITS.
+      kernel_init: of the convolutions' kernels; a name in layers.INITS, or a flax initialiser.
       bn_momentum: share of the old running statistics that a training step keeps.
       bn_epsilon: added to the variance.
       axis_name: the mapped axis over which batch norm averages its statistics; None: none.
@@ -88,25 +102,26 @@ class ResNet(nn.Module):
     block: str = "bottleneck"
     num_filters: int = 64
     stem_filters: int | None = None
-    stem: str = "imagenet"
+    stem: Choice = "imagenet"
     stem_pool: str = "symmetric"
     any_size: bool = False
     cardinality: int = 1
     base_width: int = 64
     stride_in: str = "3x3"
-    downsample: str = "first"
+    downsample: Choice = "first"
     halve_first: bool = False
     form: str = "c"
-    shortcut: str = "B"
+    shortcut: Choice = "B"
     projection_kernel: int = 1
     unit: str = "original"
     first_act: str = "stem"
-    skip: str = "identity"
+    skip: Choice = "identity"
     skip_scale: float = 1.0
     residual_scale: float = 1.0
     gate_bias: float = 0.0
     drop_path: float = 0.0
     drop_path_mode: str = "batch"
+    gate: Choice | None = None
     se_reduction: int = 0
     se_squeeze: str = "avg"
     se_gate: str = "sigmoid"
@@ -116,10 +131,10 @@ class ResNet(nn.Module):
     se_integration: str = "standard"
     zero_init_last: bool = False
     dropout: float = 0.0
-    act: str = "relu"
-    norm: str = "batch"
+    act: Choice = "relu"
+    norm: Choice = "batch"
     conv_bias: str | None = None
-    kernel_init: str = "he_fan_out"
+    kernel_init: Choice = "he_fan_out"
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     axis_name: str | None = None
@@ -147,16 +162,20 @@ class ResNet(nn.Module):
           UserError: if `images` has not four axes, or is not of a size for the stem.
         """
         self._check_images(images)
-        parts = self._layers(train)
-        x = self._stem(parts)(images)
+        parts = self._parts(train)
+        x = self._stem(parts, images)
         outputs = {"stem": x}
         for stage, size in enumerate(self.stage_sizes, start=2):
             for numbers in self._equal_blocks(stage, size):
-                x = self._run(stage, numbers, parts, train, x)
+                x = self._run(stage, numbers, parts, x)
             outputs[f"stage{stage}"] = x
+        y: Activations = x
         for layer in residual.UNITS[self.unit].before:
-            x = parts.norm(name="norm")(x) if layer == "norm" else parts.act(x)
-        x = outputs["pooled"] = pool.global_avg_pool(x)
+            if layer == "norm":
+                y = constructors.apply("norm", parts.norm(name="norm"), norm_ops.value(y))
+            else:
+                y = parts.act(y)
+        x = outputs["pooled"] = pool.global_avg_pool(norm_ops.value(y))
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         head = nn.Dense(self.num_classes, kernel_init=layers.torch_uniform, name="head")
         outputs["logits"] = head(x)
@@ -186,6 +205,16 @@ class ResNet(nn.Module):
         return self.drop_path * (number - 1) / max(1, blocks - 1)
 
     @property
+    def drop_rates(self) -> dict[str, float]:
+        """The rates of stochastic depth by the names of the blocks; empty without it."""
+        stages = enumerate(self.stage_sizes, start=2) if self.drop_path else ()
+        return {
+            _name(stage, number): self.drop_rate(stage, number)
+            for stage, size in stages
+            for number in range(1, size + 1)
+        }
+
+    @property
     def loops(self) -> repeat.Loops:
         """The blocks whose variables are packed."""
         return tuple(
@@ -198,10 +227,9 @@ class ResNet(nn.Module):
     def _loops(self, numbers: range) -> bool:
         return 1 < len(numbers) >= self.scan > 0
 
-    def _layers(self, train: bool) -> Layers:
-        conv = functools.partial(
-            layers.Conv, kernel_init=layers.INITS[self.kernel_init], dtype=self.dtype
-        )
+    def _parts(self, train: bool) -> Parts:
+        init = layers.initialiser(self.kernel_init)
+        conv = functools.partial(layers.Conv, kernel_init=init, dtype=self.dtype)
         norm = layers.norm(
             self.norm,
             train=train,
@@ -210,20 +238,23 @@ class ResNet(nn.Module):
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        return Layers(conv, norm, layers.ACTIVATIONS[self.act])
+        return Parts(conv, norm, layers.act(self.act), train, self.dtype)
 
-    def _stem(self, parts: Layers) -> Stem:
+    def _stem(self, parts: Parts, images: jax.Array) -> jax.Array:
         # What the first block begins with, the stem does not do, or the other way round.
         left = residual.UNITS[self.unit].before if self.first_act == "block" else ()
-        return Stem(
-            self.stem,
-            self.stem_filters or self.num_filters,
-            parts,
-            POOLS[self.stem_pool],
-            tuple(layer for layer in ("norm", "act") if layer not in left),
-            self._conv_bias,
-            name="stem",
+        constructor = parts.bind(
+            constructors.chosen(self.stem, STEMS),
+            filters=self.stem_filters or self.num_filters,
+            pool=POOLS[self.stem_pool],
+            last=tuple(layer for layer in ("norm", "act") if layer not in left),
+            conv_bias=self._conv_bias,
         )
+        stem = constructor(name="stem")
+        x = stem(images)
+        if isinstance(self.stem, str):
+            return x
+        return constructors.checked("stem", stem, images.astype(self.dtype), x, None)
 
     @property
     def _conv_bias(self) -> str:
@@ -238,20 +269,18 @@ class ResNet(nn.Module):
 
     def _stride(self, stage: int, number: int) -> int:
         """Of a block, of those of the stage counted from 1."""
-        if self.downsample == "first":
+        if residual.downsampling(self.downsample).block == "first":
             return 2 if number == 1 and stage > 2 else 1
         before_another = stage <= len(self.stage_sizes)
         return 2 if number == self.stage_sizes[stage - 2] and before_another else 1
 
-    def _run(
-        self, stage: int, numbers: range, parts: Layers, train: bool, x: jax.Array
-    ) -> jax.Array:
+    def _run(self, stage: int, numbers: range, parts: Parts, x: jax.Array) -> jax.Array:
         """Applies equal blocks of a stage."""
         if not numbers:
             return x
         names = [_name(stage, number) for number in numbers]
         loops = self._loops(numbers)
-        block = functools.partial(self._block, stage, numbers[0], parts, train)
+        block = functools.partial(self._block, self._block_spec(stage, numbers[0], parts))
         if len(numbers) > 1 and self.is_initializing():
             repeat.create(self, block(parent=None), names, x, packed=self.packed and loops)
         rates = [self.drop_rate(stage, number) for number in numbers]
@@ -262,62 +291,68 @@ class ResNet(nn.Module):
             x = block(name=name)(x, rate)
         return x
 
-    def _block(
-        self, stage: int, number: int, parts: Layers, train: bool, **owner: Any
-    ) -> residual.ResidualBlock:
-        """A block of a stage, equal to the others of its range but for its name."""
-        stride = self._stride(stage, number)
-        # Option C is the 1x1 convolution on every shortcut, with the norm that projections have.
-        shortcut = "C" if self.skip == "conv1x1" else self.shortcut
-        if stride > 1 and number > 1 and shortcut in ("A", "B"):
-            shortcut = "subsample"
-        drop_path = functools.partial(residual.DropPath, self.drop_path_mode, train)
+    def _block(self, spec: residual.BlockSpec, **owner: Any) -> residual.ResidualBlock:
         constructor = nn.remat(residual.ResidualBlock) if self.remat else residual.ResidualBlock
-        return constructor(
+        return constructor(spec, **owner)
+
+    def _block_spec(self, stage: int, number: int, parts: Parts) -> residual.BlockSpec:
+        """Of a block of a stage, equal to the others of its range but for its name."""
+        stride = self._stride(stage, number)
+        drop_path = functools.partial(residual.DropPath, self.drop_path_mode, parts.train)
+        return residual.BlockSpec(
             self.branch(stage, stride),
-            shortcut,
+            self._shortcut(subsamples=stride > 1 and number > 1),
             residual.UNITS[self.unit],
-            parts.conv,
-            parts.norm,
-            parts.act,
-            self._gate(stage),
-            self.se_integration,
-            self._skip(parts.conv, train),
-            drop_path if self.drop_path else None,
-            self.projection_kernel if stage > 2 else 1,
-            self.zero_init_last,
-            self._conv_bias,
+            parts,
+            gate=self._gate(stage, parts),
+            se_integration=self.se_integration,
+            skip=self._skip(parts),
+            pool=residual.downsampling(self.downsample).pool,
+            drop_path=drop_path if self.drop_path else None,
+            projection_kernel=self.projection_kernel if stage > 2 else 1,
+            zero_init_last=self.zero_init_last,
+            conv_bias=self._conv_bias,
             activated=number == 1 and stage == 2 and self.first_act == "stem",
-            **owner,
         )
 
-    def _skip(self, conv: layers.ModuleDef, train: bool) -> layers.ModuleDef | None:
-        if self.skip == "constant_scaling":
-            return functools.partial(residual.Scaling, self.skip_scale, self.residual_scale)
-        if self.skip in ("exclusive_gating", "shortcut_gating"):
-            exclusive = self.skip == "exclusive_gating"
-            return functools.partial(residual.Gating, self.gate_bias, exclusive, conv)
-        if self.skip == "dropout":
-            return functools.partial(residual.ShortcutDropout, train)
-        return None
+    def _shortcut(self, *, subsamples: bool) -> ModuleDef | None:
+        # Option C is the 1x1 convolution on every shortcut, with the norm that projections have.
+        choice = "C" if self.skip == "conv1x1" else self.shortcut
+        if subsamples and choice in ("A", "B"):
+            return Subsample
+        return constructors.chosen(choice, SHORTCUTS)
 
-    def _gate(self, stage: int) -> layers.ModuleDef | None:
-        if not self.se_reduction or (self.se_stages is not None and stage not in self.se_stages):
+    def _skip(self, parts: Parts) -> ModuleDef | None:
+        skip = constructors.chosen(self.skip, SKIPS)
+        if skip is None:
             return None
-        return functools.partial(
-            layers.SqueezeExcite,
-            self.se_reduction,
-            self.se_squeeze,
-            self.se_gate,
-            self.se_bias,
-            self.se_divisor,
-            dtype=self.dtype,
+        return parts.bind(
+            skip,
+            skip_scale=self.skip_scale,
+            residual_scale=self.residual_scale,
+            gate_bias=self.gate_bias,
         )
+
+    def _gate(self, stage: int, parts: Parts) -> ModuleDef | None:
+        choice = self.gate or ("se" if self.se_reduction else None)
+        if choice is None or (self.se_stages is not None and stage not in self.se_stages):
+            return None
+        own: dict[str, Any] = {}
+        if choice == "se":
+            own = {
+                "reduction": self.se_reduction,
+                "squeeze": self.se_squeeze,
+                "gate": self.se_gate,
+                "bias": self.se_bias,
+                "divisor": self.se_divisor,
+            }
+        return parts.bind(constructors.chosen(choice, gates.GATES), **own)
 
     def _check_images(self, images: jax.Array) -> None:
         if images.ndim != 4:
             raise UserError(f"images must be [N, H, W, C]; their shape is {images.shape}.")
-        checks.image_size(self.stem, images.shape[1:3], any_size=self.any_size)
+        if isinstance(self.stem, str):
+            checks.image_size(self.stem, images.shape[1:3], any_size=self.any_size)
 
 
 def _name(stage: int, number: int) -> str:

@@ -1,26 +1,24 @@
-"""The stem of a ResNet: from images to the first stage."""
+"""Stems: from images to the first stage.
 
-import dataclasses
+To add one, write a class and its row in STEMS; a class from outside needs no row:
+`create_model("resnet50", stem=MyStem)`. How it is called: see models.constructors. `filters` are
+the network's `stem_filters`; `last` is what follows the last convolution, of 'norm' and 'act', and
+may be left out where units begin with them; `pool` and `conv_bias` are as in Stem.
+"""
+
+import functools
 from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resflax.models import layers, residual
+from resflax.models import constructors, residual
+from resflax.models.constructors import ModuleDef
 from resflax.ops import norm as norm_ops
 from resflax.ops import pool
 from resflax.ops.norm import Activations
-
-
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """The constructors that a network hands down to its parts, with dtype, mode and axis bound."""
-
-    conv: layers.ModuleDef
-    norm: layers.ModuleDef
-    act: Callable[[Activations], jax.Array]
-
 
 # Pixels before and after the image, and what they are.
 POOLS: dict[str, tuple[tuple[int, int], float]] = {
@@ -30,51 +28,64 @@ POOLS: dict[str, tuple[tuple[int, int], float]] = {
 }
 
 
+class StemConv(NamedTuple):
+    """A convolution of a stem: its kernel's side, its stride, and times how many filters."""
+
+    kernel_size: int
+    stride: int = 1
+    widening: int = 1
+
+
 class Stem(nn.Module):
-    """From images to the first stage: see ResNet.stem.
+    """Convolutions, and a 3x3 max-pool of stride 2.
 
     Attributes:
-      kind: 'imagenet', 'cifar' or 'deep'.
-      filters: of its first convolution.
-      parts: of the network.
+      convs: the convolutions, one after another.
+      filters: of the first.
+      conv, norm, act: of the network.
       pool: a row of POOLS.
       last: what follows the last convolution, of 'norm' and 'act'; both follow the others.
       conv_bias: see residual.has_bias.
+      pooled: whether there is the pool.
     """
 
-    kind: str
+    deferred: ClassVar[bool] = True
+
+    convs: tuple[StemConv, ...]
     filters: int
-    parts: Layers
+    conv: ModuleDef
+    norm: ModuleDef
+    act: Callable[[Activations], jax.Array]
     pool: tuple[tuple[int, int], float]
     last: tuple[str, ...]
     conv_bias: str
+    pooled: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> [N, H / 4, W / 4, filters], rounded up; 'cifar': [N, H, W, filters]."""
-        if self.kind == "cifar":
-            return self._conv("", x, self.filters, 3, after=self.last)
-        if self.kind == "imagenet":
-            x = self._conv("", x, self.filters, 7, 2, after=self.last)
-        else:
-            x = self._conv("1", x, self.filters, 3, 2)
-            x = self._conv("2", x, self.filters, 3)
-            x = self._conv("3", x, 2 * self.filters, 3, after=self.last)
+        """[N, H, W, C] -> [N, H', W', C'], of a size that is rounded up."""
+        for i, conv in enumerate(self.convs, start=1):
+            suffix = str(i) if len(self.convs) > 1 else ""
+            after = self.last if i == len(self.convs) else ("norm", "act")
+            x = self._conv(suffix, x, conv, after)
+        if not self.pooled:
+            return x
         padding, value = self.pool
         return pool.max_pool(x, 3, 2, padding, value)
 
-    def _conv(
-        self,
-        suffix: str,
-        x: jax.Array,
-        filters: int,
-        kernel_size: int,
-        stride: int = 1,
-        after: tuple[str, ...] = ("norm", "act"),
-    ) -> jax.Array:
+    def _conv(self, suffix: str, x: jax.Array, conv: StemConv, after: tuple[str, ...]) -> jax.Array:
+        filters = conv.widening * self.filters
         bias = residual.has_bias(self.conv_bias, normed="norm" in after)
-        conv = self.parts.conv(filters, kernel_size, stride, use_bias=bias, name=f"conv{suffix}")
-        x = conv(x)
+        settings = {"use_bias": bias, "name": f"conv{suffix}"}
+        y: Activations = self.conv(filters, conv.kernel_size, conv.stride, **settings)(x)
         if "norm" in after:
-            x = self.parts.norm(name=f"norm{suffix}")(x)
-        return self.parts.act(x) if "act" in after else norm_ops.value(x)
+            y = constructors.apply("norm", self.norm(name=f"norm{suffix}"), y)
+        return self.act(y) if "act" in after else norm_ops.value(y)
+
+
+# By the name that ResNet's `stem` has; 'deep' is SENet-154's.
+STEMS: dict[str, functools.partial[Stem]] = {
+    "imagenet": functools.partial(Stem, (StemConv(7, 2),)),
+    "cifar": functools.partial(Stem, (StemConv(3),), pooled=False),
+    "deep": functools.partial(Stem, (StemConv(3, 2), StemConv(3), StemConv(3, 1, 2))),
+}

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from resflax.errors import UserError
-from resflax.models import checks, layers
+from resflax.models import checks, constructors, layers
+from resflax.models.constructors import Choice, ModuleDef
+from resflax.models.gates import SqueezeExcite
 from resflax.ops import activation, pool
 from resflax.ops import norm as norm_ops
 
@@ -47,10 +49,10 @@ class VGG(nn.Module):
         are averaged to 7x7 (torchvision). The parameters are the same; smaller maps are averaged
         up to 7 positions in either case.
       dropout: rate after each hidden dense layer.
-      norm: 'none' as in the paper, 'batch' or 'group', between convolution and ReLU; the
-        convolutions have biases all the same, as in torchvision.
-      kernel_init: of the convolutions' kernels; a name in layers.INITS. The paper starts the deep
-        nets from trained shallow ones, torchvision from this.
+      norm: 'none' as in the paper, 'batch', 'group' or a constructor (see layers.norm), between
+        convolution and ReLU; the convolutions have biases all the same, as in torchvision.
+      kernel_init: of the convolutions' kernels; a name in layers.INITS, or a flax initialiser.
+        The paper starts the deep nets from trained shallow ones, torchvision from this.
       bn_momentum: share of the old running statistics that a training step keeps.
       bn_epsilon: added to the variance.
       axis_name: the mapped axis over which batch norm averages its statistics; None: none.
@@ -65,8 +67,8 @@ class VGG(nn.Module):
     se_bias: bool = True
     dense_evaluation: bool = False
     dropout: float = 0.5
-    norm: str = "none"
-    kernel_init: str = "he_fan_out"
+    norm: Choice = "none"
+    kernel_init: Choice = "he_fan_out"
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     axis_name: str | None = None
@@ -96,7 +98,7 @@ class VGG(nn.Module):
             layers.Conv,
             kernel_size=3,
             use_bias=True,
-            kernel_init=layers.INITS[self.kernel_init],
+            kernel_init=layers.initialiser(self.kernel_init),
             dtype=self.dtype,
         )
         norm = layers.norm(
@@ -139,11 +141,11 @@ class VGG(nn.Module):
         ]
         return jnp.concatenate(windows, axis=-1)
 
-    def _gate(self) -> layers.ModuleDef | None:
+    def _gate(self) -> ModuleDef | None:
         if not self.se_reduction:
             return None
         return functools.partial(
-            layers.SqueezeExcite, self.se_reduction, bias=self.se_bias, dtype=self.dtype
+            SqueezeExcite, self.se_reduction, bias=self.se_bias, dtype=self.dtype
         )
 
     def _check_images(self, images: jax.Array) -> None:
@@ -167,16 +169,16 @@ class Stage(nn.Module):
 
     size: int
     filters: int
-    conv: layers.ModuleDef
-    norm: layers.ModuleDef
-    gate: layers.ModuleDef | None = None
+    conv: ModuleDef
+    norm: ModuleDef
+    gate: ModuleDef | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, filters]."""
         for i in range(1, self.size + 1):
             x = self.conv(self.filters, name=f"conv{i}")(x)
-            x = norm_ops.relu(self.norm(name=f"norm{i}")(x))
+            x = norm_ops.relu(constructors.apply("norm", self.norm(name=f"norm{i}"), x))
             x = x if self.gate is None else self.gate(name=f"se{i}")(x)
         return x
 
@@ -198,7 +200,8 @@ def vgg(depth: int = 16, **arguments: Any) -> VGG:
 
 def _checked(model: VGG) -> VGG:
     """Returns `model`, or raises UserError where an argument makes no network."""
-    checks.choices(model, {"norm": layers.NORMS, "kernel_init": layers.INITS})
+    constructors.check("norm", model.norm, layers.NORMS)
+    constructors.check("kernel_init", model.kernel_init, layers.INITS)
     checks.positive(model, "num_classes", "num_filters", "fc_units")
     checks.rates(model, "dropout")
     if not 0 <= model.se_reduction <= model.num_filters:

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 
 from resflax.errors import UserError
-from resflax.models import checks
+from resflax.models import checks, constructors
 from resflax.models.alexnet import alexnet, alexnet_owt
 from resflax.models.bn_inception import bn_inception
 from resflax.models.densenet import DenseNet, cifar_densenet, densenet
@@ -166,7 +166,10 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
       name: one of `list_models()`.
       num_classes: units of the classifier; None: the data set's that the network was published on.
       **overrides: arguments of the network's family: `depth`, `shortcut`, `cardinality`,
-        `base_width`, `se_reduction`, `unit`, `dtype` and the others in the docstring of the family.
+        `base_width`, `se_reduction`, `unit`, `dtype` and the others in the docstring of the family;
+        `python -m resflax.models NAME --arguments` lists them. Of a ResNet, `gate`, `shortcut`,
+        `skip`, `norm`, `act`, `stem`, `downsample` and `kernel_init` are a name of a table or a
+        constructor of anybody's own: see models.constructors.
 
     Returns:
       A flax.linen module: `model.init(rng, images, train=False)`,
@@ -192,7 +195,10 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     # Modules are hashed and compared, so what comes as a list (from JSON, say) becomes a tuple.
-    overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    overrides = {
+        k: tuple(v) if isinstance(v, list) else constructors.comparable(v)
+        for k, v in overrides.items()
+    }
     return variant(**overrides)
 
 

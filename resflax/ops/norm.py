@@ -69,6 +69,11 @@ def value(y: Activations) -> jax.Array:
     return _computed(y, rectify=False) if isinstance(y, Affine) else y
 
 
+def shape(y: Activations) -> tuple[int, ...]:
+    """Of the array that `y` is, or stands for."""
+    return y.x.shape if isinstance(y, Affine) else y.shape
+
+
 def relu(y: Activations) -> jax.Array:
     """max(y, 0), where NaN stays NaN.
 
