@@ -217,7 +217,7 @@ def _loss() -> ml_collections.ConfigDict:
     An evaluation's loss is always the cross-entropy.
     """
     loss = ml_collections.ConfigDict()
-    loss.name = "cross_entropy"  # cross_entropy | binary | distillation
+    loss.name = "cross_entropy"  # cross_entropy | binary | focal | distillation
     return _with_groups(loss, LOSSES)
 
 

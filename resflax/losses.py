@@ -56,6 +56,27 @@ def binary(
     return loss
 
 
+def focal(*, gamma: float = 2.0) -> Loss:
+    """Focal loss over a softmax, in nats: -(1 - p)^gamma log p (Lin 2017, arXiv 1708.02002, Eq. 4).
+
+    p is the probability of the true class. The loss for probabilities as targets is the mean over
+    the classes, weighted by them.
+
+    Args:
+      gamma: exponent that lessens the loss of examples that are classified well; 0: cross-entropy.
+    """
+    constructor.require(0.0, 100.0, gamma=gamma)
+
+    def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        log_p = jax.nn.log_softmax(logits)
+        # The power's derivative is infinite at 0 if gamma is less than 1.
+        others = jnp.maximum(-jnp.expm1(log_p), 1e-30)
+        targets = metrics.probabilities(logits, targets)
+        return -jnp.sum(targets * others**gamma * log_p, axis=-1)
+
+    return loss
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["variables"],
@@ -126,6 +147,7 @@ def distillation(
 LOSSES: dict[str, Callable[..., Loss | Distillation]] = {
     "cross_entropy": cross_entropy,
     "binary": binary,
+    "focal": focal,
     "distillation": distillation,
 }
 

@@ -35,6 +35,7 @@ def made(name, label_smoothing=0.0, **fields):
 FIELDS = {
     "cross_entropy": {},
     "binary": {"threshold": 0.2},
+    "focal": {"gamma": 0.5},
     "distillation": {"teacher": "t"},
 }
 
@@ -77,6 +78,16 @@ def test_binary_is_the_sum_over_classes_of_their_own_cross_entropies():
     np.testing.assert_allclose(
         made("binary", threshold=0.2)(LOGITS, MIXED), each.mean(-1), rtol=1e-4
     )
+
+
+def test_focal_weighs_by_what_is_missing():
+    p = jax.nn.softmax(LOGITS)[jnp.arange(6), LABELS]
+    loss = made("focal", gamma=2.0)
+    np.testing.assert_allclose(loss(LOGITS, LABELS), -((1 - p) ** 2) * np.log(p), rtol=1e-4)
+    mean = sum(MIXED[:, k] * loss(LOGITS, jnp.full(6, k)) for k in range(5))
+    np.testing.assert_allclose(loss(LOGITS, MIXED), mean, rtol=1e-4)
+    plain = optax.softmax_cross_entropy_with_integer_labels(LOGITS, LABELS)
+    np.testing.assert_allclose(made("focal", gamma=0.0)(LOGITS, LABELS), plain, rtol=1e-5)
 
 
 def test_distillation_is_the_distance_to_the_teacher_beside_the_targets():
@@ -122,7 +133,7 @@ def taught(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["binary"])
+@pytest.mark.parametrize("name", ["binary", "focal"])
 def test_a_run_has_the_loss_of_its_config(name, tmp_path):
     config = plain_config(**RUN, **{"loss.name": name})
     assert np.isfinite(train.train_and_evaluate(config, tmp_path)["eval/loss"])
