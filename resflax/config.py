@@ -224,7 +224,7 @@ def _loss() -> ml_collections.ConfigDict:
 def _optim() -> ml_collections.ConfigDict:
     """How the parameters are changed (see resflax.optimizers)."""
     optim = ml_collections.ConfigDict()
-    optim.name = "sgd"  # sgd | rmsprop | adamw | lamb | lars | muon
+    optim.name = "sgd"  # sgd | rmsprop | adamw | lamb | lars | lion | muon
     optim.lr = 0.1  # peak learning rate per 256 images of a batch
     optim.schedule = "cosine"  # to zero | step | exponential
     optim.warmup_epochs = 0.0  # epochs of linear growth from zero

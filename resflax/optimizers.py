@@ -157,6 +157,21 @@ def lars(
     return decay, *scaled, optax.trace(momentum, nesterov)
 
 
+def lion(
+    rate: optax.Schedule, decay: Transform, *, b1: float = 0.9, b2: float = 0.99
+) -> tuple[Transform, ...]:
+    """The sign of a momentum, with decoupled decay (Chen 2023, arXiv 2302.06675).
+
+    Args:
+      rate: by step; 3 to 10 times less than AdamW's, with as many times the decay.
+      decay: decoupled.
+      b1: share of the mean gradient in what the sign is taken of.
+      b2: share of the mean gradient that a step keeps.
+    """
+    constructor.require(0.0, 1.0, b1=b1, b2=b2)
+    return optax.scale_by_lion(b1, b2), decay, optax.scale_by_learning_rate(rate)
+
+
 def muon(
     rate: optax.Schedule,
     decay: Transform,
@@ -203,6 +218,7 @@ OPTIMIZERS: dict[str, Callable[..., tuple[Transform, ...]]] = {
     "adamw": adamw,
     "lamb": lamb,
     "lars": lars,
+    "lion": lion,
     "muon": muon,
 }
 
@@ -214,7 +230,7 @@ def optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> Tr
     """The optimizer that the config names.
 
     Coupled decay (sgd, rmsprop, lars) is added to the gradient, after it was clipped and before
-    momentum and scaling, so that these act on it. Decoupled decay (adamw, lamb, muon) is
+    momentum and scaling, so that these act on it. Decoupled decay (adamw, lamb, lion, muon) is
     added to what the optimizer makes of the gradient, and multiplied by the learning rate only
     (lamb: by its trust ratio too).
 

@@ -148,6 +148,7 @@ OF_OPTAX = {
     "adamw": optax.adamw(0.01, weight_decay=0.1),
     "lamb": optax.lamb(0.01, weight_decay=0.1),
     "lars": optax.lars(0.01, weight_decay=0.1, trust_ratio_mask=kernels),
+    "lion": optax.lion(0.01, weight_decay=0.1),
     "muon": optax.contrib.muon(
         0.01,
         weight_decay=0.1,
