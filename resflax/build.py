@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import optax
 
-from resflax import optimizers, steps, transfer
+from resflax import losses, optimizers, steps, transfer
 from resflax.data import augmentation, mixing, pipeline, resident, sources
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
@@ -45,38 +45,66 @@ def create_state(
     config: ml_collections.ConfigDict,
     model: nn.Module,
     dataset: sources.Dataset,
-    schedule: optax.Schedule,
+    optimizer: optax.GradientTransformation,
     parallel: DataParallel,
+    *,
+    packed: bool = True,
 ) -> TrainState:
     """The state before the first step, on the devices.
 
     Args:
-      config: of the run.
+      config: of the run; `config.train.trainable` holds for every optimizer.
       model: its network.
       dataset: tells the shape of the images.
-      schedule: of the learning rate.
+      optimizer: of all parameters: see optimizers.optimizer.
       parallel: lays it over the devices.
+      packed: False if the optimizer is not the config's, and looks at a layer's norm or name: see
+        create_train_state.
     """
-    trainable, apply_fn = None, None
+    apply_fn = None
     if config.train.trainable != ".*":
         trainable = functools.partial(transfer.trainable, pattern=config.train.trainable)
+        optimizer = optimizers.restricted(optimizer, trainable)
         apply_fn = transfer.freeze(model.apply, config.train.trainable)
 
     init = functools.partial(
         create_train_state,
         model,
-        optimizers.optimizer(config.optim, schedule, trainable),
+        optimizer,
         dataset.description.image_shape,
         apply_fn=apply_fn,
         ema=config.train.ema_decay > 0,
+        packed=packed and optimizers.is_elementwise(config.optim),
     )
     return parallel.create(init, config.seed)
+
+
+def loss(
+    config: ml_collections.ConfigDict, dataset: sources.Dataset, parallel: DataParallel
+) -> losses.Loss | losses.Distillation:
+    """The loss that the config names, its arrays on the devices.
+
+    Args:
+      config: of the run.
+      dataset: whose images and classes a teacher must know.
+      parallel: lays the teacher's weights over the devices.
+
+    Raises:
+      UserError: if a teacher's weights cannot be read, or do not fit the data set.
+    """
+    made = losses.of(
+        config.loss,
+        label_smoothing=config.train.label_smoothing,
+        load_teacher=functools.partial(transfer.teacher, dataset.description),
+    )
+    return parallel.replicate(made) if losses.has_arrays(made) else made
 
 
 def train_step(
     config: ml_collections.ConfigDict,
     dataset: sources.Dataset,
     parallel: DataParallel,
+    loss: losses.Loss | losses.Distillation,
     count: int = 1,
     *,
     on_devices: bool = False,
@@ -87,6 +115,7 @@ def train_step(
       config: of the run.
       dataset: tells what it needs of the images.
       parallel: lays it over the devices.
+      loss: see steps.train_step; its arrays, if it has any, are on the devices.
       count: steps in a call.
       on_devices: whether it takes indices, and then the examples: see training_data.
     """
@@ -96,17 +125,32 @@ def train_step(
         axis_name=parallel.axis_name,
         augment=augmentation.augmenter(normalize, augmentation.Augmentation(**config.augment)),
         mix=_mixer(config, dataset.description.num_classes),
-        label_smoothing=config.train.label_smoothing,
+        loss=loss,
+        sam_rho=config.optim.sam_rho,
         aux_weight=config.train.aux_weight if config.model.aux_heads else 0.0,
         ema_decay=config.train.ema_decay,
         accumulation=config.train.grad_accumulation,
     )
+    has_arrays = losses.has_arrays(loss)
+    if has_arrays:
+        step = _with_loss(step)
     if on_devices:
         step = resident.gathering(step)
-    compiled = functools.partial(parallel.step, donate_state=True, num_replicated=int(on_devices))
+    over = functools.partial(
+        parallel.step, donate_state=True, num_replicated=on_devices + has_arrays
+    )
     if count == 1:
-        return compiled(step)
-    return compiled(functools.partial(steps.train_steps, step=step), batch_axis=1)
+        compiled = over(step)
+    else:
+        compiled = over(functools.partial(steps.train_steps, step=step), batch_axis=1)
+    if not has_arrays:
+        return compiled
+    return lambda state, batch, *examples: compiled(state, batch, *examples, loss)
+
+
+def _with_loss(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step from a state, a batch and the loss, whose arrays are then arguments when compiled."""
+    return lambda state, batch, loss: step(state, batch, loss=loss)
 
 
 def steps_per_call(

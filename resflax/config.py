@@ -9,7 +9,7 @@ A config file is a difference to `base()`:
 
 import difflib
 import json
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,8 +17,11 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from resflax import constructor
 from resflax.errors import UserError
+from resflax.losses import LOSSES
 from resflax.models import create_model, override_names
+from resflax.optimizers import OPTIMIZERS
 
 # The fields that may differ between two starts of a run, and between a run and its checkpoints. The
 # parameters after a step depend on none of them but the first, which says how many steps there are.
@@ -58,6 +61,7 @@ def base() -> ml_collections.ConfigDict:
     config.model = _model()
     config.data = _data()
     config.augment = _augment()
+    config.loss = _loss()
     config.optim = _optim()
 
     mix = config.mix = ml_collections.ConfigDict()
@@ -207,24 +211,52 @@ def _augment() -> ml_collections.ConfigDict:
     return augment
 
 
+def _loss() -> ml_collections.ConfigDict:
+    """The loss in training: `name`, and for each loss its own fields (see resflax.losses).
+
+    An evaluation's loss is always the cross-entropy.
+    """
+    loss = ml_collections.ConfigDict()
+    loss.name = "cross_entropy"  # cross_entropy | binary | focal | distillation
+    return _with_groups(loss, LOSSES)
+
+
 def _optim() -> ml_collections.ConfigDict:
     """How the parameters are changed (see resflax.optimizers)."""
     optim = ml_collections.ConfigDict()
-    optim.name = "sgd"  # sgd | rmsprop
+    optim.name = "sgd"  # sgd | rmsprop | adamw | lamb | lars | lion | muon
     optim.lr = 0.1  # peak learning rate per 256 images of a batch
     optim.schedule = "cosine"  # to zero | step | exponential
     optim.warmup_epochs = 0.0  # epochs of linear growth from zero
     optim.step_epochs = ()  # epochs after which 'step' multiplies the rate by step_factor
     optim.decay_epochs = 2.0  # epochs after each of which 'exponential' does
     optim.step_factor = 0.1
-    optim.momentum = 0.9
-    optim.rms_decay = 0.9  # share of the mean square of the gradient that a step keeps
+    optim.momentum = 0.9  # share of the last update that a step of sgd or rmsprop keeps
+    optim.rms_decay = 0.9  # share of the mean square of the gradient that a step of rmsprop keeps
     optim.rms_epsilon = 1.0  # added to it
-    optim.nesterov = True  # or plain momentum
-    optim.weight_decay = 1e-4  # coupled L2: added to the gradient
+    optim.nesterov = True  # of sgd and rmsprop, or plain momentum
+    optim.weight_decay = 1e-4  # coupled L2 or decoupled: see resflax.optimizers.optimizer
     optim.decay_norm_and_bias = True  # decay these too, as the papers' code does
     optim.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
-    return optim
+    optim.clip_adaptive = 0.0  # largest gradient of a unit, as a share of its norm; 0: no limit
+    optim.sam_rho = 0.0  # distance at which SAM takes the gradient, arXiv 2010.01412; 0: no SAM
+    # (regular expression, factor of the rate, factor of the decay) of parameters whose paths begin
+    # with it, as for train.trainable; the first that fits counts: (("head", 10.0, 1.0),)
+    optim.multipliers = ()
+    return _with_groups(optim, OPTIMIZERS)
+
+
+def _with_groups(
+    group: ml_collections.ConfigDict, constructors: Mapping[str, Callable[..., Any]]
+) -> ml_collections.ConfigDict:
+    """Adds a sub-group for each constructor that has fields of its own."""
+    for name, constructed in constructors.items():
+        own = constructor.own(constructed)
+        if own:
+            group[name] = ml_collections.ConfigDict()
+        for field, default in own.items():
+            group[name][field] = placeholder(float) if default is None else default
+    return group
 
 
 def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -269,13 +301,18 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     try:
         for field, value in flatten(json.loads(text)).items():
             owner, name = _owner(config, field)
-            owner[name] = tuple(value) if isinstance(value, list) else value
+            owner[name] = _tuples(value)
         require_whole(config)
     except RecursionError:
         raise ConfigError("not a config of resflax: it is nested too deep.") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"not a config of resflax: {error}") from None
     return config
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists for tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def require_whole(config: ml_collections.ConfigDict) -> None:

@@ -23,8 +23,13 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     is_class = labels.ndim == 1
     if is_class and not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = jax.nn.one_hot(labels, logits.shape[-1]) if is_class else labels
+    targets = probabilities(logits, labels)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+
+
+def probabilities(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The classes' probabilities, float32 [N, K], of labels, int [N], or as they are given."""
+    return jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
 
 
 def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:

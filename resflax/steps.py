@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from resflax import metrics
+from resflax import losses, metrics
 from resflax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -27,10 +27,11 @@ def train_step(
     axis_name: str | None,
     augment: Callable[[jax.Array, jax.Array], jax.Array],
     mix: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
-    label_smoothing: float = 0.0,
+    loss: losses.Loss | losses.Distillation = metrics.cross_entropy,
     aux_weight: float = 0.0,
     ema_decay: float = 0.0,
     accumulation: int = 1,
+    sam_rho: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Updates the parameters and the running statistics once.
 
@@ -42,12 +43,17 @@ def train_step(
       augment: from keys [N] and uint8 images to normalised float images.
       mix: from a key, this device's augmented images and their labels [N] to images and what is
         to be learned of them, probabilities [N, K]; None: they stay apart.
-      label_smoothing: see metrics.cross_entropy.
+      loss: from logits [N, K] and targets, labels [N] or probabilities [N, K], to [N]; or one that
+        looks at the images, as they come from `augment` and `mix`: see losses.
       aux_weight: of the loss of each auxiliary classifier, where the network has any.
       ema_decay: share of the old average that a step keeps, where `state.ema` is kept.
       accumulation: parts of this device's examples that are computed one after another, each in
         the memory of the last; what they give is averaged, before one update. Batch norm sees a
         part at a time, as if each part were on a device of its own.
+      sam_rho: where it is not 0, the gradient is that of the same batch, with the same dropout, at
+        the parameters + sam_rho * gradient / |gradient| (Foret 2021, arXiv 2010.01412, Eq. 2),
+        where |gradient| is over the whole batch and all parameters. Loss, top-1 and running
+        statistics are those of the parameters themselves.
 
     Returns:
       The state after the step, and 'loss' (nats), 'top1' (a fraction), 'grad_norm', means over
@@ -65,15 +71,19 @@ def train_step(
     if mix is not None:
         images, targets = mix(mix_key, images, targets)
 
-    gradients = functools.partial(
-        _gradients, state, label_smoothing=label_smoothing, aux_weight=aux_weight
-    )
-    if accumulation == 1:
-        means = gradients(images, targets, batch["label"], dropout_key)
-    else:
-        parts = _interleaved((images, targets, batch["label"]), accumulation)
-        means = _mean(gradients, *parts, jax.random.split(dropout_key, accumulation))
-    grads, changes, loss, top1 = means if axis_name is None else lax.pmean(means, axis_name)
+    examples, keys = (images, targets, batch["label"]), dropout_key
+    if accumulation > 1:
+        examples = _interleaved(examples, accumulation)
+        keys = jax.random.split(dropout_key, accumulation)
+
+    def means_at(params: Any) -> Any:
+        fn = functools.partial(_gradients, state, params, loss=loss, aux_weight=aux_weight)
+        means = fn(*examples, keys) if accumulation == 1 else _mean(fn, *examples, keys)
+        return means if axis_name is None else lax.pmean(means, axis_name)
+
+    grads, changes, mean, top1 = means_at(state.params)
+    if sam_rho:
+        grads, *_ = means_at(_ascended(state.params, grads, sam_rho))
     # Running statistics too: a checkpoint, and the evaluation, have one set for all devices.
     batch_stats = jax.tree.map(jnp.add, state.batch_stats, changes)
 
@@ -88,17 +98,23 @@ def train_step(
     squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
     grad_norm = jnp.sqrt(jnp.sum(squares))
     # The gradient too: it spoils the parameters one step before the loss shows it.
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(mean) & jnp.isfinite(grad_norm)
     old = {name: getattr(state, name) for name in new}
     kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     state = state.replace(step=state.step + 1, skipped=state.skipped + ~finite, **kept)
     return state, {
-        "loss": loss,
+        "loss": mean,
         "top1": top1,
         "grad_norm": grad_norm,
         "layer_norms": jnp.sqrt(squares),
         "skipped": state.skipped,
     }
+
+
+def _ascended(params: Any, grads: Any, rho: float) -> Any:
+    """The parameters at the distance `rho` along the gradient."""
+    scale = rho / (optax.tree.norm(grads) + 1e-12)
+    return jax.tree.map(lambda p, g: p + scale * g, params, grads)
 
 
 def _averages(state: TrainState, params: Any, batch_stats: Any, ema_decay: float) -> Any:
@@ -113,18 +129,20 @@ def _averages(state: TrainState, params: Any, batch_stats: Any, ema_decay: float
 
 def _gradients(
     state: TrainState,
+    params: Any,
     images: jax.Array,
     targets: jax.Array,
     labels: jax.Array,
     dropout_key: jax.Array,
     *,
-    label_smoothing: float,
+    loss: losses.Loss | losses.Distillation,
     aux_weight: float,
 ) -> tuple[Any, Any, jax.Array, jax.Array]:
     """The mean gradient of some examples, what they change of the statistics, loss and top-1.
 
     Changes, because averages of them leave the statistics of frozen parts what they are.
     """
+    per_example = losses.checked(losses.on(loss, images))
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         logits, mutated = state.apply_fn(
@@ -134,15 +152,14 @@ def _gradients(
             mutable=["batch_stats", "intermediates"] if aux_weight else ["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        loss = jnp.mean(metrics.cross_entropy(logits, targets, label_smoothing))
+        mean = jnp.mean(per_example(logits, targets))
         for aux in mutated.get("intermediates", {}).get("aux_logits", ()):
-            aux_loss = jnp.mean(metrics.cross_entropy(aux, targets, label_smoothing))
-            loss += aux_weight * aux_loss
-        return loss, (logits, mutated.get("batch_stats", {}))
+            mean += aux_weight * jnp.mean(per_example(aux, targets))
+        return mean, (logits, mutated.get("batch_stats", {}))
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (mean, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     changes = jax.tree.map(jnp.subtract, batch_stats, state.batch_stats)
-    return grads, changes, loss, jnp.mean(metrics.in_top_k(logits, labels, 1))
+    return grads, changes, mean, jnp.mean(metrics.in_top_k(logits, labels, 1))
 
 
 def _interleaved(arrays: Any, parts: int) -> Any:

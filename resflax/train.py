@@ -102,9 +102,11 @@ def _train(
     num_classes = dataset.description.num_classes
     model = config_lib.build_model(config, num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
-    state = build.create_state(config, model, dataset, schedule, parallel)
+    optimizer = optimizers.optimizer(config.optim, schedule)
+    state = build.create_state(config, model, dataset, optimizer, parallel)
+    loss = build.loss(config, dataset, parallel)
     train_step = {
-        n: build.train_step(config, dataset, parallel, n, on_devices=bool(examples))
+        n: build.train_step(config, dataset, parallel, loss, n, on_devices=bool(examples))
         for n in {1, steps_per_call}
     }
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)

@@ -57,8 +57,9 @@ def create_train_state(
     *,
     apply_fn: Callable[..., Any] | None = None,
     ema: bool,
+    packed: bool = True,
 ) -> TrainState:
-    """A network's state before its first step, with packed variables: see models.repeat.
+    """A network's state before its first step.
 
     Args:
       model: a network of `create_model`.
@@ -67,8 +68,10 @@ def create_train_state(
       seed: of the parameters and of every random number in training.
       apply_fn: instead of the network's `apply`, as where parts of it are frozen.
       ema: whether to keep moving averages.
+      packed: whether variables of equal blocks are stacked (see models.repeat), where none of them
+        are frozen. An optimizer that looks at a layer's norm or name must have each by itself.
     """
-    if hasattr(model, "packed") and apply_fn is None:
+    if packed and hasattr(model, "packed") and apply_fn is None:
         model = model.clone(packed=True)
     # XLA compiles threefry anew for each shape of a parameter, ten times as long as this generator.
     init_key = jax.random.key(seed, impl="rbg")

@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import lax
@@ -90,13 +92,13 @@ class _Weights:
       model: the network that they are of.
       variables: 'params' and 'batch_stats'.
       origin: where they are, for a person.
-      label_names: of the classes; () if they are not known.
+      dataset: that they were trained on; None if it is not known.
     """
 
     model: nn.Module
     variables: PyTree
     origin: str
-    label_names: tuple[str, ...] = ()
+    dataset: sources.Description | None = None
 
 
 def start(
@@ -119,15 +121,15 @@ def start(
     Raises:
       TransferError: if there are no such weights, or they are another network's or not finite.
     """
-    weights = _load(config)
     origin = config.init_from
+    overrides = config_lib.model_overrides(config)
+    weights = _load("config.init_from", origin, config.model.name, **overrides)
     _check_same(weights.model, config_lib.build_model(config, len(label_names)), origin)
-    if (array := checkpoint.not_finite(weights.variables)) is not None:
-        raise TransferError(f"config.init_from {origin}: {array} has an infinite number or NaN.")
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     # Of another number of classes, or where their names are not known, the shapes decide.
-    renamed = len(weights.label_names) == len(label_names) and (
-        sources.other_names(weights.label_names, label_names) is not None
+    named = () if weights.dataset is None else weights.dataset.label_names
+    renamed = len(named) == len(label_names) and (
+        sources.other_names(named, label_names) is not None
     )
     unpacked = repeat.unpack(jax.device_get(fresh), state.loops)
     merged, new = _merge(unpacked, weights.variables, origin, new_head=renamed)
@@ -160,17 +162,71 @@ def _report(
     )
 
 
-def _load(config: ml_collections.ConfigDict) -> _Weights:
-    path = arguments.path(config.init_from)
+def teacher(
+    student: sources.Description, path: str, network: str
+) -> tuple[Callable[[PyTree, jax.Array], jax.Array], PyTree]:
+    """A trained network, to learn from: see losses.distillation.
+
+    Args:
+      student: the data set, whose normalised images the teacher gets; as its own run normalised
+        them, where it is a run's.
+      path: a run's directory, or a file of weights.
+      network: whose weights a file has; "" for a run.
+
+    Returns:
+      From its variables and images to its logits, in evaluation mode; and the variables, on the
+      host.
+
+    Raises:
+      UserError: if there are no such weights, or they are for other classes or images.
+    """
+    field = "config.loss.distillation.teacher"
+    location = arguments.path(path)
+    if location.exists() and location.is_dir() == bool(network):
+        right = "the name of the network whose weights this is" if location.is_file() else "''"
+        raise TransferError(f"{field} {path}: its network {network!r} must be {right}.")
+    weights = _load(field, path, network)
+    own = weights.dataset
+    if own is not None:
+        sources.require_like(student, own, f" of {field} {path}")
+
+    def apply(variables: PyTree, images: jax.Array) -> Any:
+        if own is not None and (own.mean, own.std) != (student.mean, student.std):
+            scale = np.divide(student.std, own.std).astype(np.float32)
+            shift = np.divide(np.subtract(student.mean, own.mean), own.std).astype(np.float32)
+            images = images * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
+        return weights.model.apply(variables, images, train=False)
+
+    variables = jax.tree.map(np.asarray, jax.device_get(weights.variables))
+    images = jax.ShapeDtypeStruct((1, *student.image_shape), jnp.float32)
+    try:
+        found = jax.eval_shape(apply, variables, images).shape
+    except (flax.errors.FlaxError, TypeError, ValueError) as error:
+        shape = " x ".join(map(str, student.image_shape))
+        reason = str(error).splitlines()[0]
+        raise TransferError(f"{field} {path} does not take images of {shape}: {reason}") from None
+    if found != (1, student.num_classes):
+        raise TransferError(
+            f"{field} {path} has {found[-1]} classes, the data set {student.num_classes}."
+        )
+    return apply, variables
+
+
+def _load(field: str, name: str, network: str, **overrides: Any) -> _Weights:
+    """The finite weights of a run's directory, or of a file's `network` with some arguments."""
+    path = arguments.path(name)
     if not path.exists():
-        raise TransferError(f"config.init_from {path} does not exist: a run's directory or a file.")
+        raise TransferError(f"{field} {path} does not exist: a run's directory or a file.")
     if path.is_dir():
         run = checkpoint.restore_model(path)
-        origin = f"step {run.step} of {path}"
-        return _Weights(run.model, run.variables, origin, run.dataset.label_names)
-    read = keras.read if path.suffix.lower() in keras.SUFFIXES else torch.read
-    model, variables, _ = read(config.model.name, path, **config_lib.model_overrides(config))
-    return _Weights(model, variables, str(path))
+        weights = _Weights(run.model, run.variables, f"step {run.step} of {path}", run.dataset)
+    else:
+        read = keras.read if path.suffix.lower() in keras.SUFFIXES else torch.read
+        model, variables, _ = read(network, path, **overrides)
+        weights = _Weights(model, variables, str(path))
+    if (array := checkpoint.not_finite(weights.variables)) is not None:
+        raise TransferError(f"{field} {name}: {array} has an infinite number or NaN.")
+    return weights
 
 
 def _check_same(source: nn.Module, target: nn.Module, origin: str) -> None:

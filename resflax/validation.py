@@ -1,14 +1,16 @@
 """What makes a configuration valid: see resflax.config."""
 
+import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from resflax.config import ConfigError, flatten, model_overrides, require_whole
+from resflax import constructor, losses, optimizers
+from resflax.config import ConfigError, base, flatten, model_overrides, require_whole
 from resflax.data import augmentation, mixing, sources
 from resflax.data.resident import PLACEMENTS
 from resflax.errors import UserError
@@ -16,7 +18,6 @@ from resflax.models import create_model
 from resflax.parallel import MODES
 
 SCHEDULES = ("cosine", "step", "exponential")
-OPTIMIZERS = ("sgd", "rmsprop")
 BN_AXES = ("device", "global")
 DTYPES = ("float32", "bfloat16")
 
@@ -45,7 +46,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     """
     require_whole(config)
     for field, value in flatten(config).items():
-        if isinstance(value, tuple) and not all(isinstance(part, int | float) for part in value):
+        numbers = isinstance(value, tuple) and field != "optim.multipliers"
+        if numbers and not all(isinstance(part, int | float) for part in value):
             raise ConfigError(f"config.{field} {value} must be numbers.")
         if isinstance(value, int) and abs(value) >= 2**31 and not field.endswith("seed"):
             raise ConfigError(f"config.{field} {value} must be less than 2**31.")
@@ -58,7 +60,6 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     except UserError as error:
         raise ConfigError(f"config.model: {error}") from None
     _choice(config, "model.bn_axis", BN_AXES)
-    _choice(config, "optim.name", OPTIMIZERS)
     _choice(config, "optim.schedule", SCHEDULES)
     _pattern(config, "train.trainable")
     _choice(config, "parallel.mode", MODES)
@@ -77,6 +78,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         "optim.warmup_epochs",
         "optim.weight_decay",
         "optim.clip_norm",
+        "optim.clip_adaptive",
+        "optim.sam_rho",
         "optim.lr",
         "optim.decay_epochs",
         "optim.rms_epsilon",
@@ -91,6 +94,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
     except UserError as error:
         raise ConfigError(f"config.{error}") from None
     _at_least(config, "train.aux_weight", 0)
+    _validate_loss(config)
+    _validate_optimizer(config)
     validate_data(config)
     # All may be kept to evaluate on, but not here.
     _between(config, "data.folder.val_share", 0.0, 1.0)
@@ -115,6 +120,71 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         )
     _finite(flatten(config))
     _validate_devices(config, num_devices)
+
+
+def _validate_loss(config: ml_collections.ConfigDict) -> None:
+    _chosen(config, "loss", losses.LOSSES)
+    smoothed = "label_smoothing" in constructor.shared(losses.LOSSES[config.loss.name])
+    if config.train.label_smoothing and not smoothed:
+        raise ConfigError(
+            f"config.train.label_smoothing {config.train.label_smoothing} must be 0.0: the loss "
+            f"{config.loss.name!r} has none."
+        )
+    try:
+        losses.of(config.loss, label_smoothing=0.0, load_teacher=lambda *_: (None, None))
+    except UserError as error:
+        raise ConfigError(f"config.loss.{config.loss.name}: {error}") from None
+
+
+def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
+    optim = config.optim
+    _chosen(config, "optim", optimizers.OPTIMIZERS)
+    fields = {name: constructor.shared(make) for name, make in optimizers.OPTIMIZERS.items()}
+    # Studies of both may set all fields of both, as ever.
+    taken = {*fields["rmsprop"]} if optim.name == "sgd" else {*fields[optim.name]}
+    for field in sorted({*itertools.chain(*fields.values())} - taken):
+        _unset(config, f"optim.{field}", f"the optimizer {optim.name!r} has none")
+    for entry in optim.multipliers:
+        _multiplier(entry)
+    try:
+        optimizers.optimizer(optim, lambda step: 0.0)
+    except UserError as error:
+        raise ConfigError(f"config.optim.{optim.name}: {error}") from None
+
+
+def _chosen(
+    config: ml_collections.ConfigDict, group: str, choices: Mapping[str, Callable[..., Any]]
+) -> None:
+    """Raises ConfigError if a group's name is no choice, or a field of another choice is set."""
+    _choice(config, f"{group}.name", choices)
+    for name, choice in choices.items():
+        for field in constructor.own(choice) if name != config[group].name else ():
+            chosen = f"config.{group}.name is {config[group].name!r}"
+            _unset(config, f"{group}.{name}.{field}", chosen)
+
+
+def _unset(config: ml_collections.ConfigDict, field: str, reason: str) -> None:
+    value, default = _get(config, field), _get(base(), field)
+    if value != default:
+        raise ConfigError(f"config.{field} {value!r} must be {default!r}: {reason}.")
+
+
+def _multiplier(entry: Any) -> None:
+    """Raises ConfigError if an entry of config.optim.multipliers cannot be."""
+    message = (
+        f"config.optim.multipliers: {entry!r} must be a regular expression, a factor of the rate "
+        "and one of the decay, such as ('head', 10.0, 1.0)."
+    )
+    if not isinstance(entry, tuple) or len(entry) != 3 or not isinstance(entry[0], str):
+        raise ConfigError(message)
+    pattern, *factors = entry
+    for factor in factors:
+        if not isinstance(factor, int | float) or not 0 <= factor <= _LARGEST:
+            raise ConfigError(message)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{message} {pattern!r} is none: {error}.") from None
 
 
 def validate_data(config: ml_collections.ConfigDict) -> None:

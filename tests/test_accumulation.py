@@ -10,7 +10,7 @@ import optax
 import pytest
 from plain import config as plain_config
 
-from resflax import build, steps
+from resflax import build, optimizers, steps
 from resflax import config as config_lib
 from resflax.data import sources
 from resflax.parallel import data_parallel
@@ -48,7 +48,7 @@ def largest_difference(a, b):
 
 
 @functools.cache
-def take_step(mode, num_devices, norm, parts=1, order=tuple(range(32)), scale=1 / 255):
+def take_step(mode, num_devices, norm, parts=1, order=tuple(range(32)), scale=1 / 255, rho=0.0):
     """What a step on 32 images, in some order, leaves; nothing may have been gathered."""
     parallel = data_parallel(mode, jax.devices()[:num_devices])
     tx = optax.sgd(0.5)
@@ -59,6 +59,7 @@ def take_step(mode, num_devices, norm, parts=1, order=tuple(range(32)), scale=1 
         axis_name=parallel.axis_name,
         augment=lambda keys, images: images * scale,
         accumulation=parts,
+        sam_rho=rho,
     )
     step = parallel.step(train_step, donate_state=True)
     rng = np.random.default_rng(0)
@@ -71,6 +72,9 @@ def take_step(mode, num_devices, norm, parts=1, order=tuple(range(32)), scale=1 
     state, metrics = step(state, placed)
     variables = jax.device_get(parallel.single(state).eval_variables)
     return Step(variables, *parallel.fetch(metrics))
+
+
+WHOLE = ("jit", 1, "group")
 
 
 @pytest.mark.long
@@ -100,6 +104,18 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(mode, devices, parts, no
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("mode", "devices", "parts"),
+    [("jit", 1, 4), ("shard_map", 8, 4), ("jit", 8, 2), ("pmap", 8, 2)],
+)
+def test_sharpness_is_that_of_the_whole_batch(mode, devices, parts):
+    apart, whole = (take_step(*how, rho=0.5) for how in ((mode, devices, "group", parts), WHOLE))
+    assert largest_difference(apart, whole) < 1e-5
+    np.testing.assert_allclose(apart.metrics["grad_norm"], whole.metrics["grad_norm"], rtol=1e-5)
+    assert largest_difference(whole, take_step(*WHOLE)) > 1e-3
+
+
+@pytest.mark.long
 def test_batch_norm_sees_a_part_as_it_would_on_a_device_of_its_own():
     apart = take_step("jit", 1, "batch", 4)
     # Part i has every fourth image from the i-th on; a device has a run of them.
@@ -119,9 +135,11 @@ def test_a_config_has_batches_in_parts():
         parallel = data_parallel("jit", jax.devices()[:1])
         dataset = sources.load(config.data)
         model = config_lib.build_model(config, 10)
-        state = build.create_state(config, model, dataset, lambda step: 0.1, parallel)
+        optimizer = optimizers.optimizer(config.optim, lambda step: 0.1)
+        state = build.create_state(config, model, dataset, optimizer, parallel)
         batch = parallel.put(dataset.train.train_batch(np.arange(32), np.arange(32)))
-        compiled = build.train_step(config, dataset, parallel).lower(state, batch).compile()
+        loss = build.loss(config, dataset, parallel)
+        compiled = build.train_step(config, dataset, parallel, loss).lower(state, batch).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
         last = compiled(state, batch)[1]["loss"]
         if parts == 1:

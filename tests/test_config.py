@@ -53,6 +53,22 @@ def test_json_keeps_every_field():
     assert again.optim.step_epochs == (30, 60)
 
 
+def test_json_keeps_tuples_of_tuples():
+    config = small_config(**{"optim.multipliers": (("stage2", 0.1, 1.0), ("head", 10.0, 0.0))})
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert again.optim.multipliers == config.optim.multipliers
+    validation.validate(again)
+
+
+def test_a_config_from_before_there_were_losses_has_the_same_one():
+    old = json.loads(config_lib.to_json(small_config(**{"train.label_smoothing": 0.1})))
+    del old["loss"]
+    old["optim"] = {k: v for k, v in old["optim"].items() if not isinstance(v, dict)}
+    config = config_lib.from_json(json.dumps(old))
+    assert (config.loss.name, config.train.label_smoothing) == ("cross_entropy", 0.1)
+    validation.validate(config)
+
+
 def test_difference_names_the_fields():
     a, b = small_config(), small_config(**{"model.depth": 20, "optim.lr": 0.3})
     assert config_lib.difference(a, b) == ["model.depth: 11 -> 20", "optim.lr: 0.1 -> 0.3"]

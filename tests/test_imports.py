@@ -26,13 +26,17 @@ ARROWS = {
     "models": {"compat", "ops"},
     "metrics": set(),
     "train_state": {"models"},
-    "steps": {"metrics", "train_state"},
+    "constructor": set(),
+    "losses": {"constructor", "metrics"},
+    "steps": {"losses", "metrics", "train_state"},
     "parallel": set(),
-    "optimizers": set(),
+    "optimizers": {"constructor"},
     "figures": {"disk"},
     "data": {"process.arguments"},
-    "config": {"models"},
-    "validation": {"config", "data", "models", "parallel"},
+    "config": {"constructor", "losses", "models", "optimizers"},
+    "validation": {
+        "config", "constructor", "data", "losses", "models", "optimizers", "parallel",
+    },
     "interop": {"models", "process.arguments"},
     "run.lock": set(),
     "run.interruption": {"process.entry"},
@@ -53,7 +57,7 @@ ARROWS = {
     "transfer": {
         "checkpoint", "config", "data", "interop", "models", "process.arguments", "train_state",
     },
-    "build": {"data", "optimizers", "parallel", "steps", "train_state", "transfer"},
+    "build": {"data", "losses", "optimizers", "parallel", "steps", "train_state", "transfer"},
     "analysis": {
         "checkpoint", "config", "data", "figures", "metrics", "models", "ops", "run.workdir",
         "validation",
@@ -94,7 +98,7 @@ ARROWS = {
 ROOMS = {"resflax", "resflax.process", "resflax.run"}
 
 # A script that restores a checkpoint starts in the time jax takes.
-LIGHT = {"ops", "models", "metrics", "train_state", "steps"}
+LIGHT = {"ops", "models", "metrics", "losses", "train_state", "steps"}
 HEAVY = {"tensorflow", "tensorflow_datasets", "ml_collections", "absl", "orbax", "sklearn"}
 
 

@@ -12,7 +12,7 @@ import pytest
 from plain import config as plain_config
 from small import config as small_config
 
-from resflax import build, create_model, steps, validation
+from resflax import build, create_model, optimizers, steps, validation
 from resflax import config as config_lib
 from resflax.data import pipeline, resident, sources
 from resflax.parallel import DataParallel, data_parallel
@@ -49,14 +49,16 @@ def new_run(mode, num_devices, bn_axis, batch_size=32, on_devices=False, make_co
     )
     examples = [parallel.replicate(resident.arrays(dataset.train))] if on_devices else []
     model = config_lib.build_model(config, 10, parallel.axis_name)
-    state = build.create_state(config, model, dataset, lambda step: 0.01, parallel)
+    optimizer = optimizers.optimizer(config.optim, lambda step: 0.01)
+    state = build.create_state(config, model, dataset, optimizer, parallel)
     return Run(config, parallel, dataset, batches, state, examples)
 
 
 def compile_step(run, count):
     """The training step, augmentation included, or a call of several."""
+    loss = build.loss(run.config, run.dataset, run.parallel)
     step = build.train_step(
-        run.config, run.dataset, run.parallel, count, on_devices=bool(run.examples)
+        run.config, run.dataset, run.parallel, loss, count, on_devices=bool(run.examples)
     )
     return step.lower(run.state, first_batch(run, count), *run.examples).compile()
 

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from resflax import steps
+from resflax import losses, steps
 from resflax.train_state import create_train_state
 
 pytestmark = pytest.mark.devices(1, 8)
@@ -48,7 +50,7 @@ def test_a_step_descends_the_mean_loss():
 
 def test_label_smoothing_reaches_the_loss():
     _, plain = step(state_of())
-    _, smooth = step(state_of(), label_smoothing=0.5)
+    _, smooth = step(state_of(), loss=losses.cross_entropy(label_smoothing=0.5))
     assert smooth["loss"] > plain["loss"]
 
 
@@ -152,3 +154,50 @@ def test_a_gradient_that_is_not_finite_is_skipped_behind_a_finite_loss():
     assert (metrics["skipped"], after.step) == (1, 1)
     for name in ("params", "batch_stats", "opt_state", "ema"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+
+
+class Noisy(nn.Module):
+    """A classifier of one weight per channel behind dropout, and a statistic of its input."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        w = self.param("w", nn.initializers.constant(0.3), (3, 1))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+        x = nn.Dropout(0.5, deterministic=not train)(images.mean((1, 2)))
+        if train:
+            mean.value = 0.5 * mean.value + 0.5 * jnp.mean(x @ w)
+        return jnp.concatenate([x @ w, x @ w**2], axis=-1)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_sharpness_takes_the_gradient_of_the_same_batch_elsewhere(accumulation):
+    """Two passes by hand."""
+    rng = np.random.default_rng(0)
+    batch = {"image": jnp.asarray(rng.integers(0, 255, (4, 2, 2, 3)), jnp.uint8)}
+    batch["label"] = BATCH["label"]
+    tx = optax.sgd(0.5)
+    state = create_train_state(Noisy(), tx, (2, 2, 3), seed=0, ema=False)
+    take = functools.partial(
+        steps.train_step,
+        axis_name=None,
+        augment=lambda keys, x: x / 255.0,
+        accumulation=accumulation,
+    )
+    first, metrics = take(state, batch)
+    slope = (state.params["w"] - first.params["w"]) / 0.5
+    away = state.params["w"] + 0.1 * slope / np.linalg.norm(slope)
+    second, _ = take(state.replace(params={"w": away}), batch)
+    expected = state.params["w"] - (away - second.params["w"])
+    found, sharp = take(state, batch, sam_rho=0.1)
+    np.testing.assert_allclose(found.params["w"], expected, rtol=1e-5)
+    assert not np.allclose(found.params["w"], first.params["w"], rtol=1e-5)
+    for name in ("loss", "top1"):
+        np.testing.assert_array_equal(sharp[name], metrics[name])
+    np.testing.assert_array_equal(found.batch_stats["mean"], first.batch_stats["mean"])
+
+
+def test_sharpness_of_a_gradient_that_is_not_finite_is_skipped():
+    state = create_train_state(Steep(), optax.sgd(0.5), (2, 2, 1), seed=0, ema=False)
+    after, metrics = step(state, sam_rho=0.1)
+    assert metrics["skipped"] == 1
+    np.testing.assert_array_equal(after.params["w"], state.params["w"])

@@ -1,8 +1,12 @@
 """Starting from other weights, and training parts of a network."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 from plain import config as plain_config
@@ -10,7 +14,7 @@ from plain import config as plain_config
 import resflax
 from resflax import build, train, transfer
 from resflax import config as config_lib
-from resflax.data import shapes
+from resflax.data import augmentation, shapes, sources
 from resflax.parallel import data_parallel
 
 PLAIN = {"model.shortcut": "B"}
@@ -113,7 +117,7 @@ def test_everything_is_trained_by_default(folder, pretrained, tmp_path, mode):
 def test_without_a_step_the_weights_are_those_given(pretrained):
     config = plain_config(**PLAIN, init_from=str(pretrained))
     model = config_lib.build_model(config, 10)
-    state = build.create_state(config, model, _Described(), lambda step: 0.1, data_parallel("jit"))
+    state = build.create_state(config, model, _Described(), optax.sgd(0.1), data_parallel("jit"))
     said = []
     started = transfer.start(state, config, shapes.LABEL_NAMES, said.append)
     before = resflax.restore(pretrained).variables
@@ -207,7 +211,7 @@ def test_a_classifier_that_the_weights_lack_is_the_fresh_one(tmp_path):
         kept = {wrapped + k: v for k, v in arrays.items() if not k.startswith(left_out)}
         safetensors.save_file(kept, tmp_path / "w.safetensors")
         state = build.create_state(
-            config, model, _Described(), lambda step: 0.1, data_parallel("jit")
+            config, model, _Described(), optax.sgd(0.1), data_parallel("jit")
         )
         if left_out != "fc.":
             with pytest.raises(ValueError, match=f"1 missing: {left_out}"):
@@ -256,3 +260,74 @@ def test_weights_of_torchvision_start_a_run(folder, tmp_path):
     run = resflax.restore(tmp_path / "run")
     assert changed(variables, run.variables) == {"params": {"head"}, "batch_stats": set()}
     assert run.dataset.mean == (0.485, 0.456, 0.406)
+
+
+class Pixels(nn.Module):
+    """Logits of the mean pixel."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(3)(images.mean((1, 2)))
+
+
+COLOURS = sources.Description("own", (4, 4, 3), ("r", "g", "b"), (0.5, 0.4, 0.3), (0.2, 0.1, 0.4))
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """A run's directory, whose network is Pixels."""
+    images = jnp.ones((1, 4, 4, 3))
+    variables = Pixels().init(jax.random.key(0), images, train=False)
+    weights = transfer._Weights(Pixels(), variables, "a run", COLOURS)
+    monkeypatch.setattr(transfer, "_load", lambda field, name, network: weights)
+    return str(tmp_path)
+
+
+def test_a_teacher_sees_images_as_its_own_run_normalised_them(trained):
+    student = dataclasses.replace(COLOURS, mean=(0.1, 0.2, 0.3), std=(0.3, 0.3, 0.3))
+    apply, variables = transfer.teacher(student, trained, "")
+    pixels = np.random.default_rng(0).integers(256, size=(2, 4, 4, 3), dtype=np.uint8)
+    seen, own = (augmentation.normalizer(d.mean, d.std)(pixels) for d in (student, COLOURS))
+    expected = Pixels().apply(variables, own, train=False)
+    np.testing.assert_allclose(apply(variables, seen), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "network", "right"),
+    [
+        ({"label_names": ("r", "g")}, "", "teacher .* differ in the number of classes: 2 and 3"),
+        ({"label_names": ("b", "g", "r")}, "", "teacher .* was trained on differ in their classes"),
+        ({"image_shape": (4, 4, 1)}, "", "number of channels: 1 and 3"),
+        ({}, "resnet50", "its network 'resnet50' must be ''"),
+    ],
+)
+def test_a_teacher_of_other_classes_or_images_is_refused(trained, student, network, right):
+    with pytest.raises(resflax.UserError, match=right) as error:
+        transfer.teacher(dataclasses.replace(COLOURS, **student), trained, network)
+    assert "\n" not in str(error.value)
+
+
+def test_a_teacher_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(resflax.UserError, match=r"nothing does not exist: a run's"):
+        transfer.teacher(COLOURS, str(tmp_path / "nothing"), "")
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(resflax.UserError, match="network '' must be the name of the network"):
+        transfer.teacher(COLOURS, str(path), "")
+
+
+def test_a_file_of_weights_for_other_classes_teaches_nobody(monkeypatch, tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"")
+    variables = Pixels().init(jax.random.key(0), jnp.ones((1, 4, 4, 3)), train=False)
+    weights = transfer._Weights(Pixels(), variables, "a file")
+    monkeypatch.setattr(transfer, "_load", lambda field, name, network: weights)
+    apply, _ = transfer.teacher(COLOURS, str(path), "pixels")
+    assert apply(variables, jnp.ones((2, 4, 4, 3))).shape == (2, 3)
+    for changes, right in (
+        ({"label_names": ("r", "g")}, "has 3 classes, the data set 2"),
+        ({"image_shape": (4, 4, 1)}, "does not take images of 4 x 4 x 1: .*kernel"),
+    ):
+        with pytest.raises(resflax.UserError, match=right) as error:
+            transfer.teacher(dataclasses.replace(COLOURS, **changes), str(path), "pixels")
+        assert "\n" not in str(error.value)

@@ -72,6 +72,30 @@ def test_a_field_out_of_range_is_refused(field, value, right):
         ),
         ({"data.max_bad": 1.5}, "at least 0.0 and less than 1.0"),
         ({"optim.name": "adam"}, "'sgd', 'rmsprop'"),
+        ({"loss.name": "hinge"}, "'cross_entropy', 'binary', 'focal', 'distillation'"),
+        (
+            {"loss.focal.gamma": 3.0},
+            "config.loss.focal.gamma 3.0 must be 2.0: config.loss.name is 'cross_entropy'",
+        ),
+        ({"loss.name": "focal", "loss.focal.gamma": -1.0}, "config.loss.focal: gamma -1.0 must be"),
+        ({"loss.name": "focal", "train.label_smoothing": 0.1}, "the loss 'focal' has none"),
+        ({"loss.name": "binary", "loss.binary.threshold": 2.0}, "binary: threshold 2.0 must be"),
+        ({"loss.name": "distillation"}, "config.loss.distillation: teacher must be"),
+        ({"optim.adamw.b1": 0.5}, "config.optim.adamw.b1 0.5 must be 0.9: config.optim.name is"),
+        ({"optim.name": "adamw", "optim.adamw.b1": 1.5}, "config.optim.adamw: b1 1.5 must be from"),
+        (
+            {"optim.name": "adamw", "optim.momentum": 0.5},
+            "config.optim.momentum 0.5 must be 0.9: the optimizer 'adamw' has none",
+        ),
+        ({"optim.name": "lars", "optim.rms_decay": 0.5}, "the optimizer 'lars' has none"),
+        ({"optim.clip_adaptive": -0.1}, "at least 0"),
+        ({"optim.sam_rho": float("nan")}, "at least 0"),
+        (
+            {"optim.multipliers": ("head", 1.0, 1.0)},
+            "'head' must be a regular expression, a factor",
+        ),
+        ({"optim.multipliers": (("head", -1.0, 1.0),)}, "such as ('head', 10.0, 1.0)"),
+        ({"optim.multipliers": (("(", 1.0, 1.0),)}, "'(' is none"),
         ({"augment.erasing": 1.5}, "config.augment.erasing 1.5 must be from 0 to 1"),
         ({"mix.cutmix": -1.0}, "config.mix.cutmix -1.0"),
     ],
@@ -142,3 +166,7 @@ def test_a_config_has_the_fields_of_the_base_and_their_types():
         config_lib.from_json(text)
     with pytest.raises(config_lib.ConfigError, match="nested too deep"):
         config_lib.from_json("[" * 100_000)
+
+
+def test_a_study_of_the_first_optimizers_may_set_the_fields_of_both():
+    validation.validate(small_config(**{"optim.rms_decay": 0.5, "optim.rms_epsilon": 0.1}))

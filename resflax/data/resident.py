@@ -62,9 +62,9 @@ def gather(batch: Examples, resident: Examples) -> Examples:
 
 
 def gathering(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step from a state, a batch of indices and the examples, out of one of state and batch."""
+    """A step from a state, a batch of indices, the examples and others, out of one without them."""
 
-    def gathered(state: Any, batch: Examples, examples: Examples) -> Any:
-        return step(state, gather(batch, examples))
+    def gathered(state: Any, batch: Examples, examples: Examples, *others: Any) -> Any:
+        return step(state, gather(batch, examples), *others)
 
     return gathered

@@ -42,7 +42,8 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     batches, examples = build.training_data(config, dataset, parallel)
     model = config_lib.build_model(config, dataset.description.num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
-    state = build.create_state(config, model, dataset, schedule, parallel)
+    optimizer = optimizers.optimizer(config.optim, schedule)
+    state = build.create_state(config, model, dataset, optimizer, parallel)
     console = Console(active=jax.process_index() == 0)
     with (
         lock.held(workdir, console.print, distributed.on_first),
@@ -55,7 +56,8 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
             f"the run went on: its checkpoint is of step {first_step}, after step {failure.step}."
         )
     console.print(f"from step {first_step} to step {failure.step}")
-    step = build.train_step(config, dataset, parallel, on_devices=bool(examples))
+    loss = build.loss(config, dataset, parallel)
+    step = build.train_step(config, dataset, parallel, loss, on_devices=bool(examples))
     metrics: dict[str, jax.Array] = {}
     for _, batch in batches.take([1] * (failure.step - first_step)):
         state, metrics = step(state, batch, *examples)
