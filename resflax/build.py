@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import optax
 
-from resflax import optimizers, steps, transfer
+from resflax import metrics, optimizers, steps, transfer
 from resflax.data import augmentation, mixing, pipeline, resident, sources
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
@@ -47,6 +47,7 @@ def create_state(
     dataset: sources.Dataset,
     schedule: optax.Schedule,
     parallel: DataParallel,
+    tx: optax.GradientTransformation | None = None,
 ) -> TrainState:
     """The state before the first step, on the devices.
 
@@ -56,16 +57,22 @@ def create_state(
       dataset: tells the shape of the images.
       schedule: of the learning rate.
       parallel: lays it over the devices.
+      tx: an optimizer of the user's own; None: the config's.
     """
     trainable, apply_fn = None, None
     if config.train.trainable != ".*":
         trainable = functools.partial(transfer.trainable, pattern=config.train.trainable)
         apply_fn = transfer.freeze(model.apply, config.train.trainable)
 
+    if tx is None:
+        tx = optimizers.optimizer(config.optim, schedule, trainable)
+    elif trainable is not None:
+        tx = optax.partition({True: tx, False: optax.set_to_zero()}, trainable)
+
     init = functools.partial(
         create_train_state,
         model,
-        optimizers.optimizer(config.optim, schedule, trainable),
+        tx,
         dataset.description.image_shape,
         apply_fn=apply_fn,
         ema=config.train.ema_decay > 0,
@@ -80,6 +87,7 @@ def train_step(
     count: int = 1,
     *,
     on_devices: bool = False,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """The training step, or a call of `count` steps, over the devices; compiled when called.
 
@@ -89,15 +97,18 @@ def train_step(
       parallel: lays it over the devices.
       count: steps in a call.
       on_devices: whether it takes indices, and then the examples: see training_data.
+      loss: of the user's own, see steps.train_step; None: cross-entropy with label smoothing.
     """
     normalize = augmentation.normalizer(dataset.description.mean, dataset.description.std)
+    smoothing = config.train.label_smoothing
+    cross_entropy = functools.partial(metrics.cross_entropy, label_smoothing=smoothing)
     step: Callable[..., Any] = functools.partial(
         steps.train_step,
         axis_name=parallel.axis_name,
         augment=augmentation.augmenter(normalize, **config.augment),
         mix=_mixer(config, dataset.description.num_classes),
-        label_smoothing=config.train.label_smoothing,
-        aux_weight=config.train.aux_weight if config.model.aux_heads else 0.0,
+        loss=loss or cross_entropy,
+        aux_weight=config.train.aux_weight if config.model.get("aux_heads") else 0.0,
         ema_decay=config.train.ema_decay,
         accumulation=config.train.grad_accumulation,
     )

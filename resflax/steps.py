@@ -18,6 +18,7 @@ from resflax import metrics
 from resflax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def train_step(
@@ -27,7 +28,7 @@ def train_step(
     axis_name: str | None,
     augment: Callable[[jax.Array, jax.Array], jax.Array],
     mix: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
-    label_smoothing: float = 0.0,
+    loss: Loss = metrics.cross_entropy,
     aux_weight: float = 0.0,
     ema_decay: float = 0.0,
     accumulation: int = 1,
@@ -42,7 +43,8 @@ def train_step(
       augment: from keys [N] and uint8 images to normalised float images.
       mix: from a key, this device's augmented images and their labels [N] to images and what is
         to be learned of them, probabilities [N, K]; None: they stay apart.
-      label_smoothing: see metrics.cross_entropy.
+      loss: of each example: from logits [N, K] and `targets`, classes [N] or what `mix` makes of
+        them, to [N].
       aux_weight: of the loss of each auxiliary classifier, where the network has any.
       ema_decay: share of the old average that a step keeps, where `state.ema` is kept.
       accumulation: parts of this device's examples that are computed one after another, each in
@@ -65,15 +67,13 @@ def train_step(
     if mix is not None:
         images, targets = mix(mix_key, images, targets)
 
-    gradients = functools.partial(
-        _gradients, state, label_smoothing=label_smoothing, aux_weight=aux_weight
-    )
+    gradients = functools.partial(_gradients, state, loss=loss, aux_weight=aux_weight)
     if accumulation == 1:
         means = gradients(images, targets, batch["label"], dropout_key)
     else:
         parts = _interleaved((images, targets, batch["label"]), accumulation)
         means = _mean(gradients, *parts, jax.random.split(dropout_key, accumulation))
-    grads, changes, loss, top1 = means if axis_name is None else lax.pmean(means, axis_name)
+    grads, changes, mean_loss, top1 = means if axis_name is None else lax.pmean(means, axis_name)
     # Running statistics too: a checkpoint, and the evaluation, have one set for all devices.
     batch_stats = jax.tree.map(jnp.add, state.batch_stats, changes)
 
@@ -88,12 +88,12 @@ def train_step(
     squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
     grad_norm = jnp.sqrt(jnp.sum(squares))
     # The gradient too: it spoils the parameters one step before the loss shows it.
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
     old = {name: getattr(state, name) for name in new}
     kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     state = state.replace(step=state.step + 1, skipped=state.skipped + ~finite, **kept)
     return state, {
-        "loss": loss,
+        "loss": mean_loss,
         "top1": top1,
         "grad_norm": grad_norm,
         "layer_norms": jnp.sqrt(squares),
@@ -118,7 +118,7 @@ def _gradients(
     labels: jax.Array,
     dropout_key: jax.Array,
     *,
-    label_smoothing: float,
+    loss: Loss,
     aux_weight: float,
 ) -> tuple[Any, Any, jax.Array, jax.Array]:
     """The mean gradient of some examples, what they change of the statistics, loss and top-1.
@@ -134,15 +134,14 @@ def _gradients(
             mutable=["batch_stats", "intermediates"] if aux_weight else ["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        loss = jnp.mean(metrics.cross_entropy(logits, targets, label_smoothing))
+        mean = jnp.mean(loss(logits, targets))
         for aux in mutated.get("intermediates", {}).get("aux_logits", ()):
-            aux_loss = jnp.mean(metrics.cross_entropy(aux, targets, label_smoothing))
-            loss += aux_weight * aux_loss
-        return loss, (logits, mutated.get("batch_stats", {}))
+            mean += aux_weight * jnp.mean(loss(aux, targets))
+        return mean, (logits, mutated.get("batch_stats", {}))
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (mean, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     changes = jax.tree.map(jnp.subtract, batch_stats, state.batch_stats)
-    return grads, changes, loss, jnp.mean(metrics.in_top_k(logits, labels, 1))
+    return grads, changes, mean, jnp.mean(metrics.in_top_k(logits, labels, 1))
 
 
 def _interleaved(arrays: Any, parts: int) -> Any:

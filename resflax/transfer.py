@@ -22,7 +22,9 @@ from resflax.errors import UserError
 from resflax.interop import keras, torch
 from resflax.models import layers, repeat
 from resflax.models.interception import intercepted
+from resflax.parts import NONE, Parts
 from resflax.process import arguments
+from resflax.run import workdir as workdir_lib
 from resflax.train_state import TrainState
 
 PyTree = Any
@@ -104,6 +106,7 @@ def start(
     config: ml_collections.ConfigDict,
     label_names: Sequence[str],
     report: Callable[[str], None] = lambda text: None,
+    parts: Parts = NONE,
 ) -> TrainState:
     """A fresh state with the weights of `config.init_from`.
 
@@ -115,13 +118,14 @@ def start(
       config: of the run.
       label_names: of its data.
       report: called with lines about what was loaded, what is new and what trains.
+      parts: of the run; a network of the user's own can start from another run of it.
 
     Raises:
       TransferError: if there are no such weights, or they are another network's or not finite.
     """
-    weights = _load(config)
+    weights = _load(config, parts)
     origin = config.init_from
-    _check_same(weights.model, config_lib.build_model(config, len(label_names)), origin)
+    _check_same(weights.model, parts.build_model(config, len(label_names)), origin)
     if (array := checkpoint.not_finite(weights.variables)) is not None:
         raise TransferError(f"config.init_from {origin}: {array} has an infinite number or NaN.")
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
@@ -160,12 +164,13 @@ def _report(
     )
 
 
-def _load(config: ml_collections.ConfigDict) -> _Weights:
+def _load(config: ml_collections.ConfigDict, parts: Parts) -> _Weights:
     path = arguments.path(config.init_from)
     if not path.exists():
         raise TransferError(f"config.init_from {path} does not exist: a run's directory or a file.")
     if path.is_dir():
-        run = checkpoint.restore_model(path)
+        is_own = "model" in workdir_lib.read_parts(path)
+        run = checkpoint.restore_model(path, parts=parts if is_own else None)
         origin = f"step {run.step} of {path}"
         return _Weights(run.model, run.variables, origin, run.dataset.label_names)
     read = keras.read if path.suffix.lower() in keras.SUFFIXES else torch.read

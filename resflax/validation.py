@@ -2,13 +2,19 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from resflax.config import ConfigError, flatten, model_overrides, require_whole
+from resflax.config import (
+    ConfigError,
+    flatten,
+    model_overrides,
+    require_arguments,
+    require_whole,
+)
 from resflax.data import augmentation, mixing, sources
 from resflax.data.resident import PLACEMENTS
 from resflax.errors import UserError
@@ -36,16 +42,21 @@ _MOST = {
 }
 
 
-def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
+def validate(
+    config: ml_collections.ConfigDict, num_devices: int = 1, own: Collection[str] = ()
+) -> None:
     """Raises ConfigError for the first thing in the config that cannot be.
 
     Args:
       config: of a run.
       num_devices: that will share its batches.
+      own: the parts that are the user's (see resflax.parts); of 'model', `config.model` may say
+        what the user likes.
     """
     require_whole(config)
     for field, value in flatten(config).items():
-        if isinstance(value, tuple) and not all(isinstance(part, int | float) for part in value):
+        numbers = not isinstance(value, tuple) or all(isinstance(v, int | float) for v in value)
+        if not numbers and not field.startswith("model."):
             raise ConfigError(f"config.{field} {value} must be numbers.")
         if isinstance(value, int) and abs(value) >= 2**31 and not field.endswith("seed"):
             raise ConfigError(f"config.{field} {value} must be less than 2**31.")
@@ -53,10 +64,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         if _get(config, field) > most:
             raise ConfigError(f"config.{field} {_get(config, field)} must be at most {most:,}.")
     _choice(config, "model.dtype", DTYPES)
-    try:
-        create_model(config.model.name, **model_overrides(config))
-    except UserError as error:
-        raise ConfigError(f"config.model: {error}") from None
+    if "model" not in own:
+        _model(config)
     _choice(config, "model.bn_axis", BN_AXES)
     _choice(config, "optim.name", OPTIMIZERS)
     _choice(config, "optim.schedule", SCHEDULES)
@@ -115,6 +124,16 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         )
     _finite(flatten(config))
     _validate_devices(config, num_devices)
+
+
+def _model(config: ml_collections.ConfigDict) -> None:
+    try:
+        require_arguments(config)
+        create_model(config.model.name, **model_overrides(config))
+    except ConfigError:
+        raise
+    except UserError as error:
+        raise ConfigError(f"config.model: {error}") from None
 
 
 def validate_data(config: ml_collections.ConfigDict) -> None:

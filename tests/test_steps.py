@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from resflax import metrics as losses
 from resflax import steps
 from resflax.train_state import create_train_state
 
@@ -48,7 +51,8 @@ def test_a_step_descends_the_mean_loss():
 
 def test_label_smoothing_reaches_the_loss():
     _, plain = step(state_of())
-    _, smooth = step(state_of(), label_smoothing=0.5)
+    smoothed = functools.partial(losses.cross_entropy, label_smoothing=0.5)
+    _, smooth = step(state_of(), loss=smoothed)
     assert smooth["loss"] > plain["loss"]
 
 
