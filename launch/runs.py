@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from resflax.errors import UserError
-from resflax.process import command
+from resflax.process import command, program
 
 SEED = "seed"
 
@@ -107,10 +107,10 @@ def name_of(overrides: Mapping[str, Any]) -> str:
 
 
 def _sweep(config_file: str) -> Iterator[dict[str, Any]]:
-    names = command.program(config_file)
+    names = program.run(config_file)
     if "sweep" not in names:
         raise UserError(f"{config_file} has no sweep().")
-    for varied in command.call(config_file, lambda: list(names["sweep"]())):
+    for varied in program.call(config_file, lambda: list(names["sweep"]())):
         if not isinstance(varied, Mapping) or not all(isinstance(key, str) for key in varied):
             raise UserError(
                 f"{config_file}: sweep() yields {varied!r}; it must yield dicts from dotted fields "

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return executor.submit(expanded, options)
     except UserError as error:
-        command.fail(str(error))
+        command.fail(error)
 
 
 def _parser(choice: argparse.ArgumentParser) -> argparse.ArgumentParser:

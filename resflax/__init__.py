@@ -20,8 +20,12 @@ from resflax.process import (
 
 if TYPE_CHECKING:
     import flax.linen as nn
+    import ml_collections
+    import optax
 
     from resflax.checkpoint import Run
+    from resflax.data.sources import Dataset
+    from resflax.losses import Distillation, Loss
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,15 +38,74 @@ __all__ = [
     "restore",
     "runtime",
     "to_torch",
+    "train_and_evaluate",
 ]
 
 
-def restore(workdir: str | pathlib.Path, step: int | None = None, *, best: bool = False) -> "Run":
-    """Restores the network of a run: see resflax.checkpoint.restore_model."""
+def restore(
+    workdir: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    best: bool = False,
+    config_file: str | None = None,
+    model: "nn.Module | None" = None,
+) -> "Run":
+    """Restores the network of a run: see resflax.checkpoint.restore_model.
+
+    Args:
+      workdir: of the run; nothing in it is imported.
+      step: of the checkpoint; None: the latest that is not damaged.
+      best: instead of the latest, the one with the best evaluation.
+      config_file: FILE.py that the run was made with, if that defines get_model: see resflax.parts.
+      model: instead, the network itself.
+
+    Raises:
+      UserError: if there is no such run or checkpoint, or it is of another network.
+    """
     # Imported here: orbax takes longer to import than all networks, and few scripts need it.
     from resflax import checkpoint
+    from resflax.parts import Parts
 
-    return checkpoint.restore_model(workdir, step, best=best)
+    if config_file is not None and model is not None:
+        raise UserError("restore: config_file and model exclude each other.")
+    parts = Parts.of_objects(model=model) if config_file is None else Parts.of_file(config_file)
+    return checkpoint.restore_model(pathlib.Path(workdir), step, best=best, parts=parts)
+
+
+def train_and_evaluate(
+    config: "ml_collections.ConfigDict",
+    workdir: str | os.PathLike[str],
+    model: "nn.Module | None" = None,
+    loss: "Loss | Distillation | None" = None,
+    optimizer: "optax.GradientTransformation | None" = None,
+    dataset: "Dataset | None" = None,
+) -> dict[str, float]:
+    """Trains the network that a config describes, or goes on where `workdir` stopped.
+
+    Args:
+      config: see resflax.config.
+      workdir: the run's directory; the same one resumes, with the same parts.
+      model: a network of one's own, instead of the one of `config.model`: a flax.linen module,
+        (images [N, H, W, C], train=...) -> logits [N, K].
+      loss: from logits [N, K] and targets, classes [N] or probabilities [N, K], to [N].
+      optimizer: that takes mean gradients; its learning rate is its own.
+      dataset: instead of the one of `config.data`.
+
+    Returns:
+      'eval/loss' (nats), 'eval/top1' and 'eval/top5' (fractions) after the last step, 'best/top1'
+      and 'best/step', and 'seconds'.
+
+    Raises:
+      UserError: for bad input; nothing was overwritten. See resflax.train.train_and_evaluate.
+    """
+    from resflax import train
+    from resflax.parts import Parts
+    from resflax.process import arguments
+
+    folder = pathlib.Path(os.path.realpath(arguments.path(pathlib.Path(workdir))))
+    return train.train_and_evaluate(
+        config, folder, Parts.of_objects(model, loss, optimizer, dataset)
+    )
 
 
 def from_torch(

@@ -27,6 +27,7 @@ from resflax.analysis import (
 )
 from resflax.analysis.result import Result
 from resflax.errors import UserError
+from resflax.parts import CONFIG_FILE_HELP, Parts
 from resflax.process import command, runtime
 from resflax.process.arguments import assignment, path_option, value, values
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = what.run(_subjects(options, options.images or what.images), options)
     except UserError as error:
-        parser.error(str(error))
+        command.fail(error)
     console = rich.console.Console(highlight=False)
     result.print(console)
     folder = options.out or _folder(options)
@@ -115,6 +116,7 @@ def _parser() -> command.Parser:
             metavar="FIELD=V",
             help="of config.data, such as source=digits: other images than the run's, or shapes",
         )
+        add("--config_file", metavar="FILE.py", help=CONFIG_FILE_HELP)
         add("--step", type=int, help="of the runs' checkpoints; default: the latest")
         add("--best", action="store_true", help="the checkpoint with the best evaluation")
         add("--images", type=arguments.count, metavar="N", help=f"of the test set; {what.images}")
@@ -135,12 +137,9 @@ def _subjects(options: argparse.Namespace, images: int) -> list[subject.Subject]
         subjects += subject.grid(
             name, settings, images=images, seed=options.seed, size=options.size, data=data
         )
-    for workdir in options.workdir:
-        subjects.append(
-            subject.from_run(
-                workdir, images=images, step=options.step, best=options.best, data=data
-            )
-        )
+    parts = None if options.config_file is None else Parts.of_file(options.config_file)
+    which = {"step": options.step, "best": options.best, "data": data, "parts": parts}
+    subjects += [subject.from_run(run, images=images, **which) for run in options.workdir]
     return _told_apart(subjects)
 
 

@@ -13,6 +13,7 @@ from resflax import losses, optimizers, steps, transfer
 from resflax.data import augmentation, mixing, pipeline, resident, sources
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
+from resflax.parts import NONE, Parts
 from resflax.train_state import TrainState, create_train_state
 
 
@@ -79,20 +80,32 @@ def create_state(
     return parallel.create(init, config.seed)
 
 
+def optimizer(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule, parts: Parts = NONE
+) -> optax.GradientTransformation:
+    """The optimizer that the config names, or the user's own."""
+    own = parts.build_optimizer(config, schedule)
+    return own or optimizers.optimizer(config.optim, schedule)
+
+
 def loss(
-    config: ml_collections.ConfigDict, dataset: sources.Dataset, parallel: DataParallel
+    config: ml_collections.ConfigDict,
+    dataset: sources.Dataset,
+    parallel: DataParallel,
+    parts: Parts = NONE,
 ) -> losses.Loss | losses.Distillation:
-    """The loss that the config names, its arrays on the devices.
+    """The loss that the config names, or the user's own; its arrays on the devices.
 
     Args:
       config: of the run.
       dataset: whose images and classes a teacher must know.
       parallel: lays the teacher's weights over the devices.
+      parts: of the user's own.
 
     Raises:
       UserError: if a teacher's weights cannot be read, or do not fit the data set.
     """
-    made = losses.of(
+    made = parts.build_loss(config) or losses.of(
         config.loss,
         label_smoothing=config.train.label_smoothing,
         load_teacher=functools.partial(transfer.teacher, dataset.description),
@@ -127,7 +140,7 @@ def train_step(
         mix=_mixer(config, dataset.description.num_classes),
         loss=loss,
         sam_rho=config.optim.sam_rho,
-        aux_weight=config.train.aux_weight if config.model.aux_heads else 0.0,
+        aux_weight=config.train.aux_weight if config.model.get("aux_heads") else 0.0,
         ema_decay=config.train.ema_decay,
         accumulation=config.train.grad_accumulation,
     )

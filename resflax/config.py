@@ -8,19 +8,22 @@ A config file is a difference to `base()`:
 """
 
 import difflib
+import functools
 import json
-from collections.abc import Callable, Container, Mapping
+import types
+import typing
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from resflax import constructor
 from resflax.errors import UserError
 from resflax.losses import LOSSES
-from resflax.models import create_model, override_names
+from resflax.models import argument_types, create_model, list_models, override_names
 from resflax.optimizers import OPTIMIZERS
 
 # The fields that may differ between two starts of a run, and between a run and its checkpoints. The
@@ -45,12 +48,18 @@ MAY_DIFFER = {
 }
 
 
+# Of `config.model`, what is not an argument that its network gets as it stands here; and arguments
+# on which who trains decides.
+_OF_MODEL = ("name", "bn_axis", "dtype")
+_OF_TRAINING = ("axis_name", "packed")
+
+
 class ConfigError(UserError):
     """The configuration asks for what cannot be; the message says what would be right."""
 
 
 def base() -> ml_collections.ConfigDict:
-    """Every field with its default, its type and its unit; no other can be set."""
+    """Every field with its default, its type and its unit; no other can be set, but in `model`."""
     config = ml_collections.ConfigDict()
     config.deterministic = False  # on GPUs, use only kernels that always give the same bits
     config.seed = 0  # of the parameters, the order of the images and every random number
@@ -96,55 +105,22 @@ def base() -> ml_collections.ConfigDict:
 
     config.parallel = ml_collections.ConfigDict()
     config.parallel.mode = "shard_map"  # shard_map | jit | pmap
-    return config.lock()
+    config.lock()
+    config.model.unlock()
+    return config
 
 
 def _model() -> ml_collections.ConfigDict:
-    """The network: `name`, changed by the fields that are not None (see resflax.models.resnet)."""
-    model = ml_collections.ConfigDict()
+    """The network: `name`, changed by any argument of its constructor that is set here.
+
+    The group is open: `config.model.depth = 50` sets the argument `depth` of `create_model`, and
+    what is not set, or None, is as the name has it. The constructor's own annotations say which
+    arguments there are, and of which types (see list_arguments), so none is listed here. A
+    sub-group for them would be one more name in every flag, config file and config.json.
+    """
+    # Not type-safe: 1 may be followed by 0.5. What an argument can be, its constructor says.
+    model = ml_collections.ConfigDict(type_safe=False)
     model.name = "cifar_resnet20"  # of resflax.list_models()
-    model.depth = placeholder(int)  # layers with weights
-    model.block = placeholder(str)  # basic | bottleneck, where the depth leaves a choice
-    model.num_filters = placeholder(int)  # channels of the first stage
-    model.stem_filters = placeholder(int)  # channels of the stem
-    model.stem = placeholder(str)  # imagenet | cifar | deep
-    model.stem_pool = placeholder(str)  # symmetric | ceil | zeros: padding of the stem's pool
-    model.any_size = placeholder(bool)  # whether images of sizes unusual for the stem are meant
-    model.cardinality = placeholder(int)  # groups of the 3x3 convolutions
-    model.base_width = placeholder(int)  # channels of a group, at 64 filters
-    model.stride_in = placeholder(str)  # 1x1 | 3x3
-    model.downsample = placeholder(str)  # first | last: the block of a stage that halves the image
-    model.form = placeholder(str)  # a | b | c: the equal forms of a ResNeXt block
-    model.shortcut = placeholder(str)  # A | B | C | none
-    model.unit = placeholder(str)  # original | full_preact | the other ones of Identity Mappings
-    model.first_act = placeholder(str)  # stem | block: where the first unit's activation stands
-    model.skip = placeholder(str)  # identity | constant_scaling | the other ones of its Table 1
-    model.skip_scale = placeholder(float)  # of the shortcut, with constant_scaling
-    model.residual_scale = placeholder(float)  # of the branch, with constant_scaling
-    model.gate_bias = placeholder(float)  # initial, with exclusive_gating and shortcut_gating
-    model.drop_path = placeholder(float)  # probability that the last branch is left out
-    model.drop_path_mode = placeholder(str)  # batch (one draw, as published) | sample
-    model.act = placeholder(str)  # relu | sigmoid | tanh | leaky_relu | silu
-    model.norm = placeholder(str)  # batch | group | none
-    model.conv_bias = placeholder(str)  # none | all | unnormed: convolutions with biases
-    model.kernel_init = placeholder(str)  # he_fan_out | he_fan_in | glorot | lecun | gaussian
-    model.se_reduction = placeholder(int)  # channels per hidden unit of the gates; 0: no gates
-    model.se_squeeze = placeholder(str)  # avg | max | none
-    model.se_gate = placeholder(str)  # sigmoid | tanh | relu
-    model.se_bias = placeholder(bool)  # of the gates' dense layers
-    model.se_divisor = placeholder(int)  # what the gates' hidden units are a multiple of
-    model.se_stages = placeholder(tuple)  # stages with gates, of 2 to 5
-    model.se_integration = placeholder(str)  # standard | pre | post | identity | 3x3
-    model.zero_init_last = placeholder(bool)  # residual branches start as zero
-    model.growth_rate = placeholder(int)  # channels that a layer of a DenseNet adds
-    model.compression = placeholder(float)  # channels that its transitions keep, as a share
-    model.norm_scale = placeholder(bool)  # whether an Inception net's norms have a scale
-    model.dropout = placeholder(float)  # rate before the classifier
-    model.aux_heads = placeholder(bool)  # auxiliary classifiers of an Inception net
-    model.scan = placeholder(int)  # equal blocks in a row from which on they are a loop; 0: never
-    model.remat = placeholder(bool)  # compute blocks twice, for less memory
-    model.bn_momentum = placeholder(float)  # share of the running statistics that a step keeps
-    model.bn_epsilon = placeholder(float)  # added to the variance
     model.bn_axis = "device"  # statistics of a device's images (the papers') | global: of all
     model.dtype = "float32"  # of the computation | bfloat16
     return model
@@ -261,9 +237,74 @@ def _with_groups(
 
 def model_overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The arguments of `create_model` that `config.model` sets."""
-    other = ("name", "bn_axis", "dtype")
-    fields = {k: v for k, v in config.model.items() if v is not None and k not in other}
+    fields = {k: v for k, v in config.model.items() if v is not None and k not in _OF_MODEL}
     return fields | {"dtype": jnp.dtype(config.model.dtype)}
+
+
+def list_arguments(model: ml_collections.ConfigDict, name: str) -> None:
+    """Makes every argument of a network a field of its type, so that a command line can set it.
+
+    Arguments of other networks become fields too: a sweep over names can say of one that it is
+    None. `drop_unset` takes out what is left.
+
+    Args:
+      model: `config.model`.
+      name: of the network.
+
+    Raises:
+      UserError: if there is no such network.
+    """
+    for argument, hint in (_all_types() | argument_types(name)).items():
+        if argument in _OF_MODEL or argument in _OF_TRAINING:
+            continue
+        value, kind = model.get(argument), _kind(hint)
+        if value is None or (kind is float and type(value) is int):
+            with model.unlocked():
+                if argument in model:  # it would be set, and keep its type
+                    del model[argument]
+                model[argument] = FieldReference(value, field_type=kind)
+
+
+@functools.cache
+def _all_types() -> dict[str, Any]:
+    """The arguments of all networks, with the annotations of one that takes them."""
+    networks = (argument_types(name) for name in list_models())
+    return {argument: hint for types in networks for argument, hint in types.items()}
+
+
+def _kind(hint: Any) -> type:
+    """The type that the text of an argument is read as; object: as a literal of Python."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    parts = typing.get_args(hint) if is_union else (hint,)
+    kinds = [typing.get_origin(part) or part for part in parts]
+    read = [tuple if kind is Sequence else kind for kind in kinds]
+    known = [kind for kind in read if kind in (bool, int, float, str, tuple)]
+    return known[0] if len(known) == 1 else object
+
+
+def drop_unset(model: ml_collections.ConfigDict) -> None:
+    """Takes the arguments that are None out of `config.model`."""
+    with model.unlocked():
+        for argument in [name for name, value in model.items() if value is None]:
+            del model[argument]
+
+
+def require_arguments(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError unless the network has the arguments that `config.model` sets.
+
+    What their values can be, `create_model` says.
+    """
+    name = config.model.name
+    known = [argument for argument in override_names(name) if argument not in _OF_TRAINING]
+    for field, value in config.model.items():
+        if value is None or field in _OF_MODEL or field in known:
+            continue
+        close = difflib.get_close_matches(field, [*_OF_MODEL, *known], n=1)
+        if close and field not in _OF_TRAINING:
+            raise ConfigError(f"the config has no field 'model.{field}'; did you mean {close[0]}?")
+        raise ConfigError(
+            f"config.model: {name} has no argument {field!r}; it has {', '.join(known)}."
+        )
 
 
 def build_model(
@@ -278,17 +319,29 @@ def build_model(
       num_classes: of its data set.
       axis_name: the mapped axis of the devices, over which batch norm averages if it is global.
     """
-    overrides = model_overrides(config)
-    if config.train.trainable != ".*" and "scan" in override_names(config.model.name):
-        overrides["scan"] = 0  # the blocks of a loop are trained all or none
-    if config.model.bn_axis == "global" and "axis_name" in override_names(config.model.name):
-        overrides["axis_name"] = axis_name
-    return create_model(config.model.name, num_classes, **overrides)
+    model = create_model(config.model.name, num_classes, **model_overrides(config))
+    return for_training(config, model, axis_name)
+
+
+def for_training(
+    config: ml_collections.ConfigDict, model: nn.Module, axis_name: str | None
+) -> nn.Module:
+    """A network with those of its fields changed, if it has them, that who trains decides on."""
+    changes: dict[str, Any] = {}
+    if config.train.trainable != ".*":
+        changes["scan"] = 0  # the blocks of a loop are trained all or none
+    if config.model.bn_axis == "global":
+        changes["axis_name"] = axis_name
+    changes = {field: value for field, value in changes.items() if hasattr(model, field)}
+    return model.clone(**changes) if changes else model
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-    """The config as JSON text."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    """The config as JSON text, with the arguments of the network in order."""
+    fields = config.to_dict()
+    model = fields["model"].items()
+    fields["model"] = {name: value for name, value in sorted(model) if value is not None}
+    return json.dumps(fields, indent=2) + "\n"
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
@@ -302,6 +355,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         for field, value in flatten(json.loads(text)).items():
             owner, name = _owner(config, field)
             owner[name] = _tuples(value)
+        drop_unset(config.model)
         require_whole(config)
     except RecursionError:
         raise ConfigError("not a config of resflax: it is nested too deep.") from None
@@ -318,11 +372,18 @@ def _tuples(value: Any) -> Any:
 def require_whole(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError unless the config has the fields of `base()`, no others, of their types.
 
-    A field that is None in `base()` may be None.
+    Arguments of the network may be there besides, as numbers, texts and tuples of them.
     """
     usual, found = base(), flatten(config)
     expected = flatten(usual)
     for field in sorted(found.keys() | expected.keys()):
+        if field not in expected and field.startswith("model.") and field.count(".") == 1:
+            if not _is_plain(found[field]):
+                raise ConfigError(
+                    f"config.{field} {found[field]!r} must be a number, a text or a tuple of them; "
+                    "a constructor is an argument in a get_model() of the config file."
+                )
+            continue
         if field not in expected:
             close = difflib.get_close_matches(field, expected, n=1)
             hint = f"; did you mean {close[0]}?" if close else "."
@@ -331,8 +392,6 @@ def require_whole(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(f"config.{field} is missing: begin with resflax.config.base().")
         value, owner, name = found[field], *_owner(usual, field)
         kind = owner.get_type(name)
-        if value is None and expected[field] is None:
-            continue
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
             raise ConfigError(f"config.{field} {value!r} must be of type {kind.__name__}.")
 
@@ -364,6 +423,12 @@ def _owner(config: ml_collections.ConfigDict, field: str) -> tuple[Any, str]:
     *groups, name = field.split(".")
     for group in groups:
         config = config[group]
-    if name not in config:
+    if name not in config and groups != ["model"]:
         raise KeyError(field)
     return config, name
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

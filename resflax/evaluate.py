@@ -15,12 +15,13 @@ from typing import Any
 import jax
 from jax import lax
 
-from resflax import checkpoint, metrics, steps, validation
+from resflax import checkpoint, metrics, steps
 from resflax.data import augmentation, pipeline, sources, transforms
 from resflax.errors import UserError
 from resflax.parallel import DataParallel, data_parallel
+from resflax.parts import CONFIG_FILE_HELP, Parts
 from resflax.process import runtime
-from resflax.process.arguments import Parser, assignment, values
+from resflax.process.arguments import Parser, assignment, tell, values
 
 # Batches on the devices whose sums have not been read: enough to keep the devices busy.
 _AHEAD = 4
@@ -106,6 +107,7 @@ def evaluate_run(
     *,
     best: bool = False,
     data: Mapping[str, Any] | None = None,
+    config_file: str | None = None,
 ) -> dict[str, float]:
     """Evaluates the network of a run on its test images, on one device.
 
@@ -115,6 +117,7 @@ def evaluate_run(
       best: instead of the latest, the one with the best evaluation.
       data: where the images are now, or other ones of the same classes, by fields of `config.data`,
         such as {'folder.path': 'DIR'}; they are normalised as the run's.
+      config_file: of a run with parts of the user's own: see resflax.parts.
 
     Returns:
       'step', and the metrics of `evaluator`.
@@ -122,12 +125,13 @@ def evaluate_run(
     Raises:
       UserError: if there is no such run, checkpoint or data, or the data have other classes.
     """
-    return _evaluate(checkpoint.restore_model(workdir, step, best=best), data)
+    parts = None if config_file is None else Parts.of_file(config_file)
+    return _evaluate(checkpoint.restore_model(workdir, step, best=best, parts=parts), data)
 
 
 def _evaluate(run: checkpoint.Run, data: Mapping[str, Any] | None) -> dict[str, float]:
     parallel = data_parallel("jit", jax.devices()[:1])
-    dataset = sources.load(validation.with_data(run.config, data).data)
+    dataset = run.load_dataset(data)
     sources.require_like(dataset.description, run.dataset)
     # Normalised as the network was trained, also where the training images have changed since.
     same = dataclasses.replace(dataset.description, mean=run.dataset.mean, std=run.dataset.std)
@@ -148,15 +152,19 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FIELD=V",
         help="of config.data, such as folder.path=DIR: where the images are now",
     )
+    parser.add_argument("--config_file", metavar="FILE.py", help=CONFIG_FILE_HELP)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="of the checkpoint; default: the latest")
     which.add_argument("--best", action="store_true", help="the step with the best evaluation")
     arguments = parser.parse_args(argv)
     try:
-        run = checkpoint.restore_model(arguments.workdir, arguments.step, best=arguments.best)
+        own = None if arguments.config_file is None else Parts.of_file(arguments.config_file)
+        run = checkpoint.restore_model(
+            arguments.workdir, arguments.step, best=arguments.best, parts=own
+        )
         found = _evaluate(run, values(arguments.data))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        tell(error)
         return 2
     print(f"step {run.step}  {metrics.line(found, run.dataset.num_classes)}")
     if not math.isfinite(found["loss"]):

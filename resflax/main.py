@@ -74,9 +74,10 @@ def main(argv: list[str]) -> None:
         command.fail(f"--workdir {error}")
     try:
         with distributed.together():
-            (replay if _REPLAY.value else train_and_evaluate)(command.CONFIG.value, workdir)
+            run = replay if _REPLAY.value else train_and_evaluate
+            run(command.CONFIG.value, workdir, command.parts())
     except UserError as error:
-        command.fail(str(error))
+        command.fail(error)
     except OSError as error:
         if error.errno is None:
             raise

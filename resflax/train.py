@@ -8,6 +8,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator
 
+import flax.linen as nn
 import jax
 import ml_collections
 import optax
@@ -20,6 +21,7 @@ from resflax.errors import UserError
 from resflax.evaluate import evaluator
 from resflax.models import count, repeat
 from resflax.parallel import DataParallel, data_parallel
+from resflax.parts import NONE, Parts, unmapped
 from resflax.process import distributed
 from resflax.run import failure, interruption, lock
 from resflax.run import workdir as workdir_lib
@@ -56,13 +58,14 @@ class _Call:
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, parts: Parts = NONE
 ) -> dict[str, float]:
     """Trains the network that `config` describes, or goes on where `workdir` stopped.
 
     Args:
       config: see resflax.config; validated (resflax.validation), before anything is written.
       workdir: the run's directory, absolute; the same one resumes.
+      parts: of the user's own, of which the directory keeps no more than that they were.
 
     Returns:
       'eval/loss' (nats), 'eval/top1' and 'eval/top5' (fractions) after the last step, 'best/top1'
@@ -76,35 +79,42 @@ def train_and_evaluate(
       Stopped: if a signal asked for it; the state was saved.
     """
     with contextlib.ExitStack() as held:
-        return _train(config, workdir, held)
+        return _train(config, workdir, parts, held)
 
 
 def _train(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, held: contextlib.ExitStack
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    parts: Parts,
+    held: contextlib.ExitStack,
 ) -> dict[str, float]:
     """See train_and_evaluate; `held` has the directory until all of it is written."""
     start = time.monotonic()
-    validation.validate(config, jax.device_count())
+    validation.validate(config, jax.device_count(), parts.own)
     distributed.require_same(config_lib.to_json(config), "config")
     parallel = data_parallel(config.parallel.mode)
     is_main = jax.process_index() == 0
     console = Console(active=is_main)
-    dataset = sources.load(config.data, console.print)
+    dataset = parts.load_dataset(config, console.print)
+    num_classes = dataset.description.num_classes
+    model = parts.build_model(config, num_classes, parallel.axis_name)
+    loss = build.loss(config, dataset, parallel, parts)
+    parts.try_out(config, model, loss, dataset.description)
     batches, examples = build.training_data(config, dataset, parallel)
     total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
     steps_per_call = build.steps_per_call(
         config, batches.steps_per_epoch, total_steps, on_devices=bool(examples)
     )
+    schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
+    optimizer = build.optimizer(config, schedule, parts)
     distributed.on_first(lambda: workdir_lib.make(workdir))
     own = held.enter_context(lock.held(workdir, console.print, distributed.on_first))
     distributed.on_first(lambda: workdir_lib.open_run(workdir, config, checkpoint.configs(workdir)))
-    _introduce(console, config, dataset, parallel, workdir)
-    num_classes = dataset.description.num_classes
-    model = config_lib.build_model(config, num_classes, parallel.axis_name)
-    schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
-    optimizer = optimizers.optimizer(config.optim, schedule)
-    state = build.create_state(config, model, dataset, optimizer, parallel)
-    loss = build.loss(config, dataset, parallel)
+    distributed.on_first(lambda: workdir_lib.open_parts(workdir, parts.named(model, dataset)))
+    _introduce(console, config, model, dataset, parallel, workdir)
+    state = build.create_state(
+        config, model, dataset, optimizer, parallel, packed=parts.optimizer is None
+    )
     train_step = {
         n: build.train_step(config, dataset, parallel, loss, n, on_devices=bool(examples))
         for n in {1, steps_per_call}
@@ -120,7 +130,7 @@ def _train(
         # Also where too many of them stop the run.
         note_bad = _bad_files(workdir, dataset, console)
         stack.callback(note_bad)
-        state = resume(state, config, dataset, checkpointer, batches, parallel, console)
+        state = resume(state, config, parts, dataset, checkpointer, batches, parallel, console)
         step = first_step = int(parallel.single(state).step)
         distributed.on_first(lambda: _begin(workdir, config, dataset, first_step, total_steps))
         if first_step:
@@ -130,7 +140,7 @@ def _train(
         if is_main:
             writer = stack.enter_context(MetricWriter(workdir, first_step, console.print))
         progress = _progress(config, dataset, batches, total_steps, schedule, console, writer)
-        look = _looker(config, dataset, parallel, progress)
+        look = _looker(config, model, dataset, parallel, progress)
         stack.push(failure.recorder(workdir, batches, parallel.single(state)))
         stack.enter_context(console.bar(first_step, total_steps))
 
@@ -249,6 +259,7 @@ def _progress(
 
 def _looker(
     config: ml_collections.ConfigDict,
+    model: nn.Module,
     dataset: sources.Dataset,
     parallel: DataParallel,
     progress: Progress,
@@ -257,8 +268,7 @@ def _looker(
     every = config.analysis.every
     if not every or jax.process_index() > 0:
         return lambda step, count, state: None
-    model = config_lib.build_model(config, dataset.description.num_classes)
-    monitor = Monitor(model, dataset)
+    monitor = Monitor(unmapped(model), dataset)
 
     def look(step: int, count: int, state: TrainState) -> None:
         if step // every > (step - count) // every:
@@ -273,6 +283,7 @@ def _looker(
 def resume(
     state: TrainState,
     config: ml_collections.ConfigDict,
+    parts: Parts,
     dataset: sources.Dataset,
     checkpointer: checkpoint.Checkpointer,
     batches: pipeline.TrainBatches,
@@ -289,7 +300,7 @@ def resume(
         return parallel.spread(restored)
     if config.init_from:
         names = dataset.description.label_names
-        state = transfer.start(parallel.single(state), config, names, console.print)
+        state = transfer.start(parallel.single(state), config, names, console.print, parts)
         return parallel.spread(state)
     return state
 
@@ -329,15 +340,17 @@ def _calls(
 def _introduce(
     console: Console,
     config: ml_collections.ConfigDict,
+    model: nn.Module,
     dataset: sources.Dataset,
     parallel: DataParallel,
     workdir: pathlib.Path,
 ) -> None:
     description = dataset.description
-    model = config_lib.build_model(config, description.num_classes)
     changes = ", ".join(f"{k} {v}" for k, v in config_lib.model_overrides(config).items())
     console.print(f"{config.model.name} with {changes}")
-    console.network(count(model, description.image_shape))
+    for part, text in workdir_lib.read_parts(workdir).items():
+        console.print(f"{part} of the user's own: {text}")
+    console.network(count(unmapped(model), description.image_shape))
     console.print(
         f"{description.name}: {len(dataset.train):,} training and {len(dataset.test):,} test "
         f"images, {' x '.join(map(str, description.image_shape))}, {description.num_classes} labels"

@@ -24,7 +24,9 @@ from resflax.errors import UserError
 from resflax.interop import keras, torch
 from resflax.models import layers, repeat
 from resflax.models.interception import intercepted
+from resflax.parts import NONE, Parts
 from resflax.process import arguments
+from resflax.run import workdir as workdir_lib
 from resflax.train_state import TrainState
 
 PyTree = Any
@@ -106,6 +108,7 @@ def start(
     config: ml_collections.ConfigDict,
     label_names: Sequence[str],
     report: Callable[[str], None] = lambda text: None,
+    parts: Parts = NONE,
 ) -> TrainState:
     """A fresh state with the weights of `config.init_from`.
 
@@ -117,14 +120,15 @@ def start(
       config: of the run.
       label_names: of its data.
       report: called with lines about what was loaded, what is new and what trains.
+      parts: of the run; a network of the user's own can start from another run of it.
 
     Raises:
       TransferError: if there are no such weights, or they are another network's or not finite.
     """
     origin = config.init_from
     overrides = config_lib.model_overrides(config)
-    weights = _load("config.init_from", origin, config.model.name, **overrides)
-    _check_same(weights.model, config_lib.build_model(config, len(label_names)), origin)
+    weights = _load("config.init_from", origin, config.model.name, parts, **overrides)
+    _check_same(weights.model, parts.build_model(config, len(label_names)), origin)
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     # Of another number of classes, or where their names are not known, the shapes decide.
     named = () if weights.dataset is None else weights.dataset.label_names
@@ -212,13 +216,14 @@ def teacher(
     return apply, variables
 
 
-def _load(field: str, name: str, network: str, **overrides: Any) -> _Weights:
+def _load(field: str, name: str, network: str, parts: Parts = NONE, **overrides: Any) -> _Weights:
     """The finite weights of a run's directory, or of a file's `network` with some arguments."""
     path = arguments.path(name)
     if not path.exists():
         raise TransferError(f"{field} {path} does not exist: a run's directory or a file.")
     if path.is_dir():
-        run = checkpoint.restore_model(path)
+        is_own = "model" in workdir_lib.read_parts(path)
+        run = checkpoint.restore_model(path, parts=parts if is_own else None)
         weights = _Weights(run.model, run.variables, f"step {run.step} of {path}", run.dataset)
     else:
         read = keras.read if path.suffix.lower() in keras.SUFFIXES else torch.read

@@ -3,14 +3,21 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from resflax import constructor, losses, optimizers
-from resflax.config import ConfigError, base, flatten, model_overrides, require_whole
+from resflax.config import (
+    ConfigError,
+    base,
+    flatten,
+    model_overrides,
+    require_arguments,
+    require_whole,
+)
 from resflax.data import augmentation, mixing, sources
 from resflax.data.resident import PLACEMENTS
 from resflax.errors import UserError
@@ -37,17 +44,21 @@ _MOST = {
 }
 
 
-def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
+def validate(
+    config: ml_collections.ConfigDict, num_devices: int = 1, own: Collection[str] = ()
+) -> None:
     """Raises ConfigError for the first thing in the config that cannot be.
 
     Args:
       config: of a run.
       num_devices: that will share its batches.
+      own: the parts that are the user's (see resflax.parts); of 'model', `config.model` may say
+        what the user likes.
     """
     require_whole(config)
     for field, value in flatten(config).items():
-        numbers = isinstance(value, tuple) and field != "optim.multipliers"
-        if numbers and not all(isinstance(part, int | float) for part in value):
+        numbers = not isinstance(value, tuple) or all(isinstance(v, int | float) for v in value)
+        if not numbers and not field.startswith(("model.", "optim.multipliers")):
             raise ConfigError(f"config.{field} {value} must be numbers.")
         if isinstance(value, int) and abs(value) >= 2**31 and not field.endswith("seed"):
             raise ConfigError(f"config.{field} {value} must be less than 2**31.")
@@ -55,10 +66,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int = 1) -> None:
         if _get(config, field) > most:
             raise ConfigError(f"config.{field} {_get(config, field)} must be at most {most:,}.")
     _choice(config, "model.dtype", DTYPES)
-    try:
-        create_model(config.model.name, **model_overrides(config))
-    except UserError as error:
-        raise ConfigError(f"config.model: {error}") from None
+    if "model" not in own:
+        _model(config)
     _choice(config, "model.bn_axis", BN_AXES)
     _choice(config, "optim.schedule", SCHEDULES)
     _pattern(config, "train.trainable")
@@ -185,6 +194,16 @@ def _multiplier(entry: Any) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ConfigError(f"{message} {pattern!r} is none: {error}.") from None
+
+
+def _model(config: ml_collections.ConfigDict) -> None:
+    try:
+        require_arguments(config)
+        create_model(config.model.name, **model_overrides(config))
+    except ConfigError:
+        raise
+    except UserError as error:
+        raise ConfigError(f"config.model: {error}") from None
 
 
 def validate_data(config: ml_collections.ConfigDict) -> None:

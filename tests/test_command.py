@@ -213,12 +213,75 @@ def test_a_config_file_has_no_names_of_the_one_before(path):
     assert load_error(path, "depth = 3\n") == f"{path} has no get_config()."
 
 
+HELPER = """
+def half(width):
+    return width // 0
+"""
+
+
+def test_a_config_file_finds_the_files_beside_it(path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path.with_name("beside_it.py").write_text("WIDTH = 3\n")
+    path.write_text(
+        "from beside_it import WIDTH\n"
+        + CONFIG.replace("return", "config.seed = WIDTH\n    return")
+    )
+    assert command.load(str(path)).seed == 3
+
+
+def test_a_failure_notes_the_lines_of_the_user_s_files_that_led_to_it(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path.with_name("halves.py").write_text(HELPER)
+    path.write_text("import halves\n\ndef get_config():\n    return halves.half(3)\n")
+    with pytest.raises(UserError) as error:
+        command.load(str(path))
+    beside = path.with_name("halves.py")
+    assert str(error.value).startswith(f"{beside}:3: ZeroDivisionError: integer division")
+    with pytest.raises(SystemExit):
+        command.fail(error.value)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("  File")] == [
+        f'  File "{path}", line 4, in get_config',
+        f'  File "{beside}", line 3, in half',
+    ]
+    assert said[-1].startswith(f"error: {beside}:3: ZeroDivisionError")
+
+
 def test_a_field_can_be_set_to_none_where_it_is_none_by_default(path):
     fields = ("depth=20", "depth=None", "se_stages=None")
     config = command.load(str(path), [f"--config.model.{field}" for field in fields])
-    assert (config.model.depth, config.model.se_stages) == (None, None)
+    assert "depth" not in config.model
+    assert "se_stages" not in config.model
     with pytest.raises(UserError, match=r"config\.seed None must be of type int"):
         command.load(str(path), ["--config.seed=None"])
+
+
+@pytest.mark.parametrize(
+    ("flags_", "right"),
+    [
+        (("name=vgg11", "fc_units=8"), {"name": "vgg11", "fc_units": 8}),
+        (("fc_units=8", "name=vgg11"), {"name": "vgg11", "fc_units": 8}),
+        (("dropout=1", "remat=true", "act=silu"), {"dropout": 1.0, "remat": True, "act": "silu"}),
+        (("name=wrn28_10", "shortcut=None", "growth_rate=None"), {"name": "wrn28_10"}),
+        (("name=bn_inception", "conv_bias=True"), {"name": "bn_inception", "conv_bias": True}),
+        (("name=alexnet", "dropped=('fc6',)"), {"name": "alexnet", "dropped": ("fc6",)}),
+    ],
+)
+def test_an_argument_of_the_network_is_parsed_by_its_type_wherever_its_name_is(path, flags_, right):
+    model = command.load(str(path), [f"--config.model.{field}" for field in flags_]).model
+    found = {field: value for field, value in model.items() if field in right}
+    assert found == right
+    assert [type(value) for value in found.values()] == [type(right[field]) for field in found]
+    assert set(model) == {"name", "dtype", "bn_axis", *right}
+
+
+def test_what_a_file_sets_can_be_changed_and_unset(path):
+    text = CONFIG.replace("return", "config.model.update(dropout=0, shortcut='B')\n    return")
+    path.write_text(text)
+    model = command.load(str(path), ["--config.model.dropout=.5"]).model
+    assert (model.dropout, model.shortcut) == (0.5, "B")
+    model = command.load(str(path), ["--config.model.name=vgg11", "--config.model.shortcut=None"])
+    assert "shortcut" not in model.model
 
 
 @pytest.mark.parametrize("override", [".=1", ".seed.x=1", ".train..epochs=3", ".model={}"])

@@ -9,7 +9,6 @@ from small import config as small_config
 from resflax import config as config_lib
 from resflax import validation
 from resflax.models import create_model, list_models, override_names
-from resflax.models.resnet import ResNet
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 DATASETS = {
@@ -87,29 +86,70 @@ def test_json_is_never_executed(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-# What residual networks take that no config sets: who trains decides on the first two, and the
-# name of a network on the others.
-NOT_IN_A_CONFIG = {"axis_name", "gate", "packed", "halve_first", "projection_kernel", "width"}
+def arguments(name, model=None):
+    """The fields of `config.model` once the arguments of a network are listed."""
+    model = config_lib.base().model if model is None else model
+    config_lib.list_arguments(model, name)
+    return model
 
 
-def test_the_fields_of_the_model_are_the_arguments_of_the_networks():
+def test_every_argument_of_every_network_is_a_field_of_its_type():
     config = config_lib.base()
-    fields = set(config.model) - {"name", "bn_axis"}
-    taken, taken_by_resnets, of_other_types = set(), set(), set()
     for name in list_models():
         network = create_model(name, 10)
-        arguments = set(override_names(name))
-        taken |= arguments
-        if isinstance(network, ResNet):
-            taken_by_resnets |= arguments
+        fields = arguments(name)
+        assert set(override_names(name)) - {"axis_name", "packed"} <= set(fields)
         # No field changes a network unless it is set.
         config.model.name = name
         assert config_lib.build_model(config, 10, axis_name="devices") == network
         # A flag is parsed as its field's type, so the network's own value must be of that type.
-        for field in fields & {f.name for f in dataclasses.fields(network)} - {"dtype"}:
-            value = getattr(network, field)
-            if value is not None and type(value) is not config.model.get_type(field):
-                of_other_types.add((type(network).__name__, field))
-    assert fields <= taken
-    assert taken_by_resnets - fields == NOT_IN_A_CONFIG
-    assert not of_other_types
+        own = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
+        for field in set(fields) & set(override_names(name)) & own.keys() - {"dtype"}:
+            assert own[field] is None or isinstance(own[field], fields.get_type(field)), field
+
+
+def test_arguments_that_are_not_set_are_taken_out_again():
+    model = config_lib.base().model
+    model.update(depth=8, dropout=1)
+    arguments("cifar_resnet20", model)
+    assert model.growth_rate is None
+    assert (model.dropout, model.get_type("dropout")) == (1.0, float)
+    config_lib.drop_unset(model)
+    assert set(model) == {"name", "dtype", "bn_axis", "depth", "dropout"}
+
+
+def test_a_json_text_does_not_depend_on_the_order_in_which_arguments_were_set():
+    configs = [config_lib.base() for _ in range(3)]
+    configs[0].model.update(depth=8, act="silu", se_reduction=None)
+    configs[1].model.update(act="silu", depth=8)
+    configs[2].model.update(config_lib.from_json(config_lib.to_json(configs[0])).model)
+    assert len(set(map(config_lib.to_json, configs))) == 1
+    nulls = config_lib.to_json(configs[0]).replace('"depth"', '"block": null, "depth"')
+    assert config_lib.difference(config_lib.from_json(nulls), configs[0]) == []
+    assert "block" not in config_lib.from_json(nulls).model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        ({"depht": 8}, r"no field 'model\.depht'; did you mean depth\?"),
+        ({"growth_rate": 12}, "config.model: cifar_resnet20 has no argument 'growth_rate'; it has"),
+        ({"axis_name": "devices"}, "has no argument 'axis_name'"),
+        ({"name": "vgg11", "fc_units": "8"}, "fc_units '8' must be of type int"),
+        ({"depth": True}, "depth True must be of type int"),
+        ({"se_stages": [3, 4]}, r"config\.model\.se_stages \[3, 4\] must be a number, a text or a"),
+    ],
+)
+def test_an_argument_that_the_network_has_not_is_said(arguments, right):
+    config = config_lib.base()
+    config.model.update(arguments)
+    with pytest.raises(config_lib.ConfigError, match=right):
+        validation.validate(config)
+
+
+def test_the_arguments_of_networks_that_are_not_residual_can_be_set():
+    config = config_lib.base()
+    config.model.update(name="vgg11", fc_units=8)
+    assert config_lib.build_model(config, 10).fc_units == 8
+    config.model.update(name="alexnet", fc_units=None, dropped=("fc6",))
+    assert config_lib.build_model(config, 10).dropped == ("fc6",)

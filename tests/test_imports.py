@@ -21,7 +21,8 @@ ARROWS = {
     "process.runtime": set(),
     "process.arguments": set(),
     "process.distributed": {"compat"},
-    "process.command": {"config", "process.arguments"},
+    "process.program": set(),
+    "process.command": {"config", "models", "parts", "process.arguments", "process.program"},
     "ops": set(),
     "models": {"compat", "ops"},
     "metrics": set(),
@@ -34,6 +35,7 @@ ARROWS = {
     "figures": {"disk"},
     "data": {"process.arguments"},
     "config": {"constructor", "losses", "models", "optimizers"},
+    "parts": {"config", "data", "losses", "process.program"},
     "validation": {
         "config", "constructor", "data", "losses", "models", "optimizers", "parallel",
     },
@@ -46,34 +48,37 @@ ARROWS = {
     "run.writers": {"run.curves", "run.workdir"},
     "run.progress": {"metrics", "run.console", "run.writers"},
     "checkpoint": {
-        "config", "data", "disk", "models", "process.arguments", "process.distributed",
+        "config", "data", "disk", "models", "parts", "process.arguments", "process.distributed",
         "run.workdir", "train_state", "validation",
     },
     "run.failure": {"checkpoint", "data", "run.progress", "run.workdir", "train_state"},
     "evaluate": {
-        "checkpoint", "data", "metrics", "parallel", "process.arguments", "process.runtime",
-        "steps", "validation",
+        "checkpoint", "data", "metrics", "parallel", "parts", "process.arguments",
+        "process.runtime", "steps",
     },
     "transfer": {
-        "checkpoint", "config", "data", "interop", "models", "process.arguments", "train_state",
+        "checkpoint", "config", "data", "interop", "models", "parts", "process.arguments",
+        "run.workdir", "train_state",
     },
-    "build": {"data", "losses", "optimizers", "parallel", "steps", "train_state", "transfer"},
+    "build": {
+        "data", "losses", "optimizers", "parallel", "parts", "steps", "train_state", "transfer",
+    },
     "analysis": {
-        "checkpoint", "config", "data", "figures", "metrics", "models", "ops", "run.workdir",
-        "validation",
+        "checkpoint", "config", "data", "figures", "metrics", "models", "ops", "parts",
+        "run.workdir", "validation",
     },
-    "analyze": {"analysis", "process.arguments", "process.command", "process.runtime"},
+    "analyze": {"analysis", "parts", "process.arguments", "process.command", "process.runtime"},
     "train": {
         "analysis", "build", "checkpoint", "config", "data", "evaluate", "models", "optimizers",
-        "parallel", "process.distributed", "run.console", "run.failure", "run.interruption",
-        "run.lock", "run.progress", "run.workdir", "run.writers", "train_state", "transfer",
-        "validation",
+        "parallel", "parts", "process.distributed", "run.console", "run.failure",
+        "run.interruption", "run.lock", "run.progress", "run.workdir", "run.writers",
+        "train_state", "transfer", "validation",
     },
     "run.replay": {
-        "build", "checkpoint", "config", "data", "optimizers", "parallel", "process.distributed",
+        "build", "checkpoint", "config", "optimizers", "parallel", "parts", "process.distributed",
         "run.console", "run.failure", "run.lock", "run.workdir", "train", "validation",
     },
-    "report": {"config", "data", "figures", "models", "run.curves", "run.workdir"},
+    "report": {"config", "data", "figures", "models", "parts", "run.curves", "run.workdir"},
     "bench": {
         "checkpoint", "data", "interop", "models", "ops", "process.arguments", "process.runtime",
         "steps", "train_state",
@@ -90,8 +95,13 @@ ARROWS = {
     "data.__main__": {
         "data", "process.arguments", "process.command", "process.runtime", "validation",
     },
-    "report.__main__": {"process.arguments", "process.command", "report", "run.workdir"},
-    "__init__": {"checkpoint", "interop", "models", "process.entry", "process.runtime"},
+    "report.__main__": {
+        "parts", "process.arguments", "process.command", "report", "run.workdir",
+    },
+    "__init__": {
+        "checkpoint", "data", "interop", "losses", "models", "parts", "process.arguments",
+        "process.entry", "process.runtime", "train",
+    },
 }  # fmt: skip
 
 # Packages of modules that have arrows of their own.

@@ -137,5 +137,5 @@ def test_a_sweep_goes_over_a_field_s_own_none(tmp_path):
         "    for depth in (None, 14):\n"
         '        yield {"model.depth": depth, "model.se_stages": None}\n'
     )
-    depths = [run.resolve().model.depth for run in runs.expand(str(config), tmp_path)]
+    depths = [run.resolve().model.get("depth") for run in runs.expand(str(config), tmp_path)]
     assert depths == [None, 14]

@@ -84,9 +84,11 @@ def test_where_there_can_be_no_directory_it_is_said(tmp_path):
 
 
 def test_a_config_that_is_none_is_refused_with_its_file(tmp_path):
-    (tmp_path / "config.json").write_text('{"model": {"depht": 8}}')
+    (tmp_path / "config.json").write_text('{"modle": {"depth": 8}}')
     assert f"{tmp_path}/config.json: not a config" in open_error(tmp_path, small_config())
-    assert (tmp_path / "config.json").read_text() == '{"model": {"depht": 8}}'
+    assert (tmp_path / "config.json").read_text() == '{"modle": {"depth": 8}}'
+    (tmp_path / "config.json").write_text('{"model": {"depht": 8}}')
+    assert "model.depht: 8 -> None" in open_error(tmp_path, small_config())
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 512])
@@ -211,7 +213,7 @@ def test_a_description_that_cannot_be_read_is_said_with_its_file(tmp_path, text)
 
 def test_a_config_is_read_with_the_fields_that_came_later(tmp_path):
     fields = json.loads(config_lib.to_json(small_config()))
-    del fields["model"]["remat"], fields["checkpoint"]
+    del fields["analysis"], fields["checkpoint"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert workdir_lib.read_config(tmp_path) == small_config()
 

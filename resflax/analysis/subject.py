@@ -18,6 +18,7 @@ from resflax.analysis import taps
 from resflax.data import augmentation, sources
 from resflax.models import count, create_model
 from resflax.models.zoo import image_size
+from resflax.parts import Parts
 
 # Of the images whose statistics batch norm of an untrained network gets: so many pixels, and at
 # least so many images.
@@ -166,6 +167,7 @@ def from_run(
     step: int | None = None,
     best: bool = False,
     data: Mapping[str, Any] | None = None,
+    parts: Parts | None = None,
 ) -> Subject:
     """The network of a run, and images of its test set; of ten crops, the one from the middle.
 
@@ -176,13 +178,13 @@ def from_run(
       best: instead of the latest, the one with the best evaluation.
       data: other images than the run's, by fields of `config.data`, such as {'source': 'digits'};
         they are normalised as the run's.
+      parts: of the user's own: see restore_model.
 
     Raises:
       UserError: if there is no such run, checkpoint or data, or the network cannot take them.
     """
-    run = checkpoint.restore_model(workdir, step, best=best)
-    changes = {**(data or {}), "test_crops": 1}
-    dataset = sources.load(validation.with_data(run.config, changes).data)
+    run = checkpoint.restore_model(workdir, step, best=best, parts=parts)
+    dataset = run.load_dataset(data, test_crops=1)
     folder = pathlib.Path(workdir).expanduser().resolve()
     sources.require_like(dataset.description, run.dataset, f" in {folder}")
     batch = _evenly(dataset, images)

@@ -1,5 +1,6 @@
 """Whose a checkpoint is: the config and the data in its manifest, beside those of a run."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -59,6 +60,20 @@ def require(manifest: Manifest, step: int, run: dict[str, Any] | None = None) ->
     changes += workdir_lib.data_difference(facts.get("data", {}), run.get("data", {}))
     if changes:
         raise StrangerError(f"its config or data were others ({'; '.join(changes)}).")
+
+
+def digests(manifest: Manifest) -> set[str]:
+    """SHA-256 of the config that a checkpoint was saved with, as it was and as it is written now.
+
+    Version 0.1 wrote each argument of the network that was not set as null.
+    """
+    facts = manifest.facts
+    found = {facts.get("config_sha256", "")}
+    if "config" in facts:
+        with contextlib.suppress(config_lib.ConfigError):  # of a later version
+            config = config_lib.from_json(json.dumps(facts["config"]))
+            found.add(hashlib.sha256(config_lib.to_json(config).encode()).hexdigest())
+    return found
 
 
 def doubt(manifest: Manifest, workdir: pathlib.Path) -> str:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,14 +15,15 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from resflax import config as config_lib
 from resflax import validation
 from resflax.checkpoint import leaves, origin, saver, store
 from resflax.checkpoint.manifest import DamageError, Manifest
 from resflax.checkpoint.store import CheckpointError
+from resflax.data import sources
 from resflax.data.preprocessing import Preprocessing
-from resflax.data.sources import Description
+from resflax.data.sources import Dataset, Description
 from resflax.errors import UserError
+from resflax.parts import NONE, Parts
 from resflax.process import arguments
 from resflax.run import workdir as workdir_lib
 
@@ -39,6 +41,8 @@ class Run:
       config: of the run.
       step: of the checkpoint.
       dataset: what the network was trained on.
+      workdir: where it was.
+      parts: of the user's own, as they were given to restore it.
     """
 
     model: nn.Module
@@ -46,6 +50,27 @@ class Run:
     config: ml_collections.ConfigDict
     step: int
     dataset: Description
+    workdir: pathlib.Path = pathlib.Path()
+    parts: Parts = NONE
+
+    def load_dataset(self, changes: Mapping[str, Any] | None = None, **more: Any) -> Dataset:
+        """The images of the run, or other ones; its config is changed accordingly.
+
+        Args:
+          changes: fields of `config.data`, where the images are now, or of other images; with
+            them, a data set of the user's own counts no more.
+          **more: further fields.
+
+        Raises:
+          UserError: if there are no such data, or they are of the run's own config file, and not
+            among the parts that were given.
+        """
+        config = validation.with_data(self.config, {**(changes or {}), **more})
+        if changes:
+            return sources.load(config.data)
+        if self.parts.dataset is None:
+            workdir_lib.require_part(self.workdir, "dataset", "data set")
+        return self.parts.load_dataset(config)
 
     @property
     def preprocess(self) -> Preprocessing:
@@ -56,7 +81,11 @@ class Run:
 
 
 def restore_model(
-    workdir: str | pathlib.Path, step: int | None = None, *, best: bool = False
+    workdir: str | pathlib.Path,
+    step: int | None = None,
+    *,
+    best: bool = False,
+    parts: Parts | None = None,
 ) -> Run:
     """Restores the network of a run, on the first device whatever it was trained on.
 
@@ -68,6 +97,7 @@ def restore_model(
       workdir: of the run.
       step: of the checkpoint; None: the latest that is not damaged; a warning names those that are.
       best: instead of the latest, the one with the best evaluation.
+      parts: of the user's own, where the run has some; nothing in the directory is imported.
 
     Raises:
       UserError: if the directory holds no run, or the run no such checkpoint, or a damaged one.
@@ -77,7 +107,7 @@ def restore_model(
     while True:
         found = store.steps(workdir)
         try:
-            return _restore(workdir, step, best)
+            return _restore(workdir, step, best, parts or NONE)
         except (OSError, ValueError):  # orbax and tensorstore raise either
             # Did a run at work save a later step, and delete this one while it was read?
             now = store.steps(workdir)
@@ -86,14 +116,16 @@ def restore_model(
                 raise
 
 
-def _restore(workdir: pathlib.Path, step: int | None, best: bool) -> Run:
+def _restore(workdir: pathlib.Path, step: int | None, best: bool, parts: Parts) -> Run:
     config = workdir_lib.read_config(workdir)
+    if parts.model is None:
+        workdir_lib.require_part(workdir, "model", "network")
     try:
-        validation.validate(config)
+        validation.validate(config, own=parts.own)
     except UserError as error:
         raise UserError(f"{workdir / workdir_lib.CONFIG}: {error}") from None
     dataset = workdir_lib.read_description(workdir)
-    model = config_lib.build_model(config, dataset.num_classes)
+    model = parts.build_model(config, dataset.num_classes)
     item = "ema" if config.train.ema_decay else "variables"
     step, manifest = _choose(workdir, step, best, item, origin.of_run(config, dataset))
     if doubt := origin.doubt(manifest, workdir):
@@ -116,7 +148,7 @@ def _restore(workdir: pathlib.Path, step: int | None, best: bool) -> Run:
         warnings.warn(
             f"{what} is not finite: {spoilt} has an infinite number or NaN.", stacklevel=3
         )
-    return Run(model, variables, config, step, dataset)
+    return Run(model, variables, config, step, dataset, workdir, parts)
 
 
 def _choose(

@@ -58,7 +58,7 @@ def configs(workdir: pathlib.Path) -> set[str]:
     found = set()
     for step in steps(workdir):
         with contextlib.suppress(DamageError):
-            found.add(Manifest.read(directory(workdir) / str(step)).facts.get("config_sha256", ""))
+            found |= origin.digests(Manifest.read(directory(workdir) / str(step)))
     return found
 
 

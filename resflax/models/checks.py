@@ -38,6 +38,8 @@ def typed(name: str, value: Any, hint: Any) -> None:
 
 
 def _is(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
     if kind is Sequence:
         return isinstance(value, Sequence) and not isinstance(value, str)
     return isinstance(value, _ACCEPTED.get(kind, kind))

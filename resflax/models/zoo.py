@@ -178,18 +178,13 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     Raises:
       UserError: for an unknown name, an unknown override, or values that make no network.
     """
-    if name not in VARIANTS:
-        close = difflib.get_close_matches(name, VARIANTS, n=5, cutoff=0.5)
-        hint = f"the closest are {', '.join(close)}" if close else "see resflax.list_models()"
-        raise UserError(f"There is no network {name!r}; {hint}.")
-    variant = VARIANTS[name]
     known = override_names(name)
     unknown = [key for key in overrides if key not in known]
     if unknown:
         raise UserError(
             f"{name} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(known)}."
         )
-    hints = _hints(variant)
+    hints = argument_types(name)
     for key, value in overrides.items():
         checks.typed(key, value, hints.get(key))
     if num_classes is not None:
@@ -199,7 +194,7 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
         k: tuple(v) if isinstance(v, list) else constructors.comparable(v)
         for k, v in overrides.items()
     }
-    return variant(**overrides)
+    return VARIANTS[name](**overrides)
 
 
 # Sides of the images that a network was published on, where they are not 224 pixels.
@@ -220,14 +215,28 @@ def image_size(name: str) -> int:
     return _IMAGE_SIZES.get(name.removeprefix("se_"), 224)
 
 
-def _hints(variant: functools.partial[Any]) -> dict[str, Any]:
-    """The types of a network's arguments."""
-    own = typing.get_type_hints(variant.func)
-    return typing.get_type_hints(own["return"]) | own
+def argument_types(name: str) -> dict[str, Any]:
+    """The arguments that `create_model(name, ...)` takes, and their annotations.
+
+    Raises:
+      UserError: if there is no such network.
+    """
+    known = override_names(name)
+    own = typing.get_type_hints(VARIANTS[name].func)
+    hints = typing.get_type_hints(own["return"]) | own
+    return {argument: hints.get(argument) for argument in known}
 
 
 def override_names(name: str) -> list[str]:
-    """The overrides that `create_model(name, ...)` takes."""
+    """The overrides that `create_model(name, ...)` takes.
+
+    Raises:
+      UserError: if there is no such network.
+    """
+    if name not in VARIANTS:
+        close = difflib.get_close_matches(name, VARIANTS, n=5, cutoff=0.5)
+        hint = f"the closest are {', '.join(close)}" if close else "see resflax.list_models()"
+        raise UserError(f"There is no network {name!r}; {hint}.")
     signature = inspect.signature(VARIANTS[name].func)
     own = [p for p in signature.parameters if p != "arguments"]
     # The depth decides the stage sizes and, of four stages, the block.

@@ -71,7 +71,14 @@ def values(assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return {name: value(text) for name, text in assignments}
 
 
-def fail(message: str) -> NoReturn:
-    """Says in one line what is wrong; ends with exit code 2."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+def tell(message: str | UserError) -> None:
+    """Says in one line what is wrong, behind the error's notes."""
+    for note in getattr(message, "__notes__", ()):
+        print(note, file=sys.stderr)
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+
+
+def fail(message: str | UserError) -> NoReturn:
+    """Says in one line what is wrong, and ends with exit code 2."""
+    tell(message)
     sys.exit(2)

@@ -1,10 +1,8 @@
 """The flag --config of the command lines, and one line about what a user can get wrong."""
 
-import os
+import itertools
 import pathlib
 import re
-import runpy
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +10,14 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from resflax import config as config_lib
 from resflax.errors import UserError
+from resflax.models import list_models
+from resflax.parts import NONE, Parts
+from resflax.process import program
 from resflax.process.arguments import Parser, fail
 
-__all__ = ["CONFIG", "Parser", "call", "config_name", "fail", "load", "parse", "program", "read"]
+__all__ = ["CONFIG", "Parser", "config_name", "fail", "load", "parse", "parts", "read"]
 
 
 class _OrNone(flags.ArgumentParser):
@@ -42,10 +44,28 @@ for _type, _parser in (
 
 
 class _ConfigFile(flags.ArgumentParser):
-    """Reads FILE.py[:DATASET] as `resflax.process.command.read` does."""
+    """Reads FILE.py[:DATASET] as `resflax.process.command.read` does.
+
+    Attributes:
+      parts: of the user's own, that the file defines.
+    """
+
+    def __init__(self, argv: Sequence[str]):
+        self.parts = NONE
+        self._argv = argv  # with the overrides
 
     def parse(self, argument: str) -> ml_collections.ConfigDict:
-        return read(argument)
+        config, self.parts = read(argument)
+        names = [config.model.name] if "model" in config else []
+        for word, after in itertools.zip_longest(self._argv, self._argv[1:], fillvalue=""):
+            if match := re.fullmatch(r"--?config\.model\.name(?:=(.*))?", word, re.DOTALL):
+                names.append(after if match[1] is None else match[1])
+        if names and (self.parts.model is None or names[-1] in list_models()):
+            try:
+                config_lib.list_arguments(config.model, names[-1])
+            except UserError as error:
+                raise UserError(f"config.model: {error}") from None
+        return config
 
     def flag_type(self) -> str:
         return "config object"
@@ -62,7 +82,7 @@ def _define(values: flags.FlagValues, argv: list[str]) -> flags.FlagHolder:
     )
     # Of ml_collections, the overrides are used. Its own way to load a file keeps the names of the
     # one before, and hides what went wrong.
-    values["config"].parser = _ConfigFile()
+    values["config"].parser = _ConfigFile(argv)
     return holder
 
 
@@ -73,6 +93,12 @@ CONFIG = _define(flags.FLAGS, _ARGV)
 def config_name() -> str:
     """The config file's name, without its ending."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+
+
+def parts() -> Parts:
+    """The parts of the user's own that the config file defines, once the flags are parsed."""
+    own: Parts = flags.FLAGS["config"].parser.parts  # type: ignore[attr-defined]
+    return own
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -88,7 +114,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = _parse(flags.FLAGS, argv)
     except UserError as error:
-        fail(str(error))
+        fail(error)
     if CONFIG.value is None:
         fail("--config FILE.py is required, such as --config configs/se_resnext.py.")
     return rest
@@ -112,8 +138,8 @@ def load(config: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDic
     return values["config"].value
 
 
-def read(config: str) -> ml_collections.ConfigDict:
-    """What `get_config` of a config file gives, locked.
+def read(config: str) -> tuple[ml_collections.ConfigDict, Parts]:
+    """What `get_config` of a config file gives, and the parts of the user's own beside it.
 
     Args:
       config: FILE.py or FILE.py:DATASET.
@@ -122,41 +148,17 @@ def read(config: str) -> ml_collections.ConfigDict:
       UserError: if there is no such file, or it has no `get_config`, or that fails; in one line.
     """
     file, colon, argument = config.partition(":")
-    names = program(file)
+    names = program.run(file)
     if "get_config" not in names:
         raise UserError(f"{file} has no get_config().")
-    made = call(file, names["get_config"], *([argument] if colon else []))
+    made = program.call(file, names["get_config"], *([argument] if colon else []))
     if not isinstance(made, ml_collections.ConfigDict):
         raise UserError(
             f"{file}: get_config() gives {type(made).__name__}; it must return a config, such as "
             "that of resflax.config.base()."
         )
     made.lock()
-    return made
-
-
-def program(file: str) -> dict[str, Any]:
-    """Runs a config file, and gives the names that it defines.
-
-    Raises:
-      UserError: if there is no such file, or it fails; in one line.
-    """
-    if not os.path.isfile(file):
-        raise UserError(f"--config: there is no file {file}.")
-    return call(file, runpy.run_path, file, run_name="config")
-
-
-def call(file: str, function: Any, *arguments: Any, **named: Any) -> Any:
-    """The result of a function of a config file.
-
-    Raises:
-      UserError: if it fails: with its own message, if it says what is wrong, or the line of the
-        file where it does.
-    """
-    try:
-        return function(*arguments, **named)
-    except Exception as error:  # a config file is a program, and can raise anything
-        raise UserError(_explain(error, file)) from error
+    return made, Parts.defined(file, names)
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
@@ -164,42 +166,24 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         rest = values(argv)
     except flags.Error as error:
-        # Absl wraps what its parsers raise.
-        told = error.__context__ if isinstance(error.__context__, UserError) else error
-        raise UserError(_line(told)) from None
+        if isinstance(error.__context__, UserError):  # of the config file, wrapped by absl
+            raise error.__context__ from None
+        raise UserError(program.line(error)) from None
     except (AttributeError, LookupError, ValueError) as error:  # of ml_collections: an override
         raise UserError(_unknown(error, argv)) from None
     config = values["config"].value
     if config is not None:
-        from resflax import config as config_lib  # only now: it takes seconds, unless a file did
-
         for field, value in config_lib.flatten(config).items():
             if value == (None,):  # as ml_collections reads a tuple that is None
                 config.update_from_flattened_dict({field: None})
         config_lib.require_whole(config)
+        config_lib.drop_unset(config.model)
     return rest
 
 
-def _unknown(error: Exception, argv: Sequence[str] = ()) -> str:
+def _unknown(error: Exception, argv: Sequence[str]) -> str:
     """The field that a config has not, and one with a name like it."""
-    text = str(error)
-    if close := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
-        return f"the config has no field {close[2]!r}; did you mean {close[1]}?"
-    if missing := re.search(r"""^['"]*(?:Key )?['"](\w+)['"]""", text):
-        return f"the config has no field {missing[1]!r}."
     overrides = [m[1] for word in argv if (m := re.match(r"--?(?:no)?config\.([^=]*)", word))]
-    return f"the config cannot be changed by --config.{' or --config.'.join(overrides)}."
-
-
-def _explain(error: Exception, file: str) -> str:
-    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
-        return _line(error)
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    where = f"{file}:{lines[-1]}" if lines else file
-    if isinstance(error, AttributeError | KeyError) and "Did you mean" in str(error):
-        return f"{where}: {_unknown(error)}"
-    return f"{where}: {type(error).__name__}: {_line(error)}"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return program.unknown(error) or (
+        f"the config cannot be changed by --config.{' or --config.'.join(overrides)}."
+    )

@@ -14,6 +14,7 @@ import jax
 import rich.console
 
 from resflax.errors import UserError
+from resflax.parts import CONFIG_FILE_HELP, NONE, Parts
 from resflax.process import command
 from resflax.process.arguments import path_option
 from resflax.report import plots, runs, study, table
@@ -33,16 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in (*_FORMATS, "csv"):
         parser.add_argument(f"--{name}", type=path_option, metavar="FILE", help="write the table")
     parser.add_argument("--plots", type=path_option, metavar="DIR", help="write PNGs there")
+    parser.add_argument("--config_file", metavar="FILE.py", help=CONFIG_FILE_HELP)
     options = parser.parse_args(argv)
     # Only shapes are computed here, and the accelerators may be at work on the runs.
     jax.config.update("jax_platforms", "cpu")
     console = rich.console.Console(highlight=False)
     try:
-        compared = study.compare(runs.find(options.directories))
+        own = NONE if options.config_file is None else Parts.of_file(options.config_file)
+        compared = study.compare(runs.find(options.directories), own)
         _show(compared, console)
         pictures = _write(compared, options)
     except UserError as error:
-        command.fail(str(error))
+        command.fail(error)
     for picture in pictures:
         console.print(picture, soft_wrap=True, markup=False)
     return 0

@@ -16,7 +16,8 @@ import ml_collections
 from resflax import config as config_lib
 from resflax.data.sources import Description
 from resflax.errors import UserError
-from resflax.models import Count, count
+from resflax.models import Count, count, list_models
+from resflax.parts import NONE, Parts
 from resflax.run import curves
 from resflax.run import workdir as workdir_lib
 
@@ -124,19 +125,32 @@ def read(path: pathlib.Path) -> Record:
     return _with(run, *_progress(config, metrics), *problems)
 
 
-def size(run: Record) -> Count:
+def size(run: Record, parts: Parts = NONE) -> Count:
     """Parameters and multiply-adds of a run's network for an image of its data set.
+
+    Args:
+      run: whose network is counted.
+      parts: of the user's own, where the run has some.
 
     Raises:
       UserError: if its config and data set cannot be those of a network.
     """
     if run.config is None or run.description is None:
         raise UserError(f"{workdir_lib.CONFIG} and {workdir_lib.DATASET} cannot be read.")
+    if not has_own_model(run):
+        parts = NONE
+    elif parts.model is None:
+        workdir_lib.require_part(run.path, "model", "network")
     try:
-        model = config_lib.build_model(run.config, run.description.num_classes)
+        model = parts.build_model(run.config, run.description.num_classes)
         return count(model, run.description.image_shape)
     except (ValueError, TypeError) as error:  # of the shapes in a damaged file, jax raises either
         raise UserError(f"the network cannot be counted: {_one_line(str(error))}") from None
+
+
+def has_own_model(run: Record) -> bool:
+    """Whether the network of a run is the user's own: see resflax.parts."""
+    return "model" in workdir_lib.read_parts(run.path)
 
 
 def _walk(directory: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -163,6 +177,12 @@ def _one_line(text: str) -> str:
 
 def _config(path: pathlib.Path) -> ml_collections.ConfigDict:
     config = workdir_lib.read_config(path)
+    # A network of a later version is not damage; it is told where networks are counted.
+    if config.model.name in list_models() and "model" not in workdir_lib.read_parts(path):
+        try:
+            config_lib.require_arguments(config)
+        except UserError as error:
+            raise UserError(f"{workdir_lib.CONFIG}: {error}") from None
     for field, value in config_lib.flatten(config).items():
         try:
             hash(value)  # as comparing runs does

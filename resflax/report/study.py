@@ -11,6 +11,7 @@ from typing import Any, Self
 from resflax import config as config_lib
 from resflax.errors import UserError
 from resflax.models import Count
+from resflax.parts import NONE, Parts
 from resflax.report import runs as runs_lib
 from resflax.report.runs import Outcome, Record
 
@@ -134,14 +135,21 @@ class Study:
         return [field for field in self.labels if any(field in a.fields for a in self.axes)]
 
 
-def compare(runs: Sequence[Record]) -> Study:
+def compare(runs: Sequence[Record], parts: Parts = NONE) -> Study:
     """Groups runs by the fields that vary between their configs, the seed apart.
 
     Runs without a config are in no group. Of those with the same config and seed only one is, a
     finished one if there is one: a repetition is no further sample.
+
+    Args:
+      runs: that were found.
+      parts: of the user's own, of the runs that have some.
     """
     notes = {run.path: [_remark(run)] for run in runs}
     configs = {run.path: config_lib.flatten(run.config) for run in runs if run.config is not None}
+    # An argument of the network that a run does not set is None there.
+    fields = dict.fromkeys(field for config in configs.values() for field in config)
+    configs = {path: {f: config.get(f) for f in fields} for path, config in configs.items()}
     first = _in_order(next(iter(configs.values()), {}))
     varying = [
         field
@@ -155,7 +163,7 @@ def compare(runs: Sequence[Record]) -> Study:
             same = members.setdefault(settings, {}).setdefault(run.config.seed, run)
             if same is not run:
                 notes[run.path].append(f"not counted: same config and seed as {same.path}.")
-    sizes = _Sizes()
+    sizes = _Sizes(parts)
     groups = []
     for settings in sorted(members, key=lambda values: [order(value) for value in values]):
         seeds = [run for _, run in sorted(members[settings].items())]
@@ -223,7 +231,8 @@ def _axes(groups: Sequence[Group], varying: Sequence[str], labels: Mapping[str, 
 class _Sizes:
     """Counts networks, each only once: most sweeps have many runs of few networks."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._known: dict[Hashable, tuple[Count | None, str]] = {}
 
     def of(self, seeds: Sequence[Record]) -> tuple[Count | None, str]:
@@ -232,10 +241,12 @@ class _Sizes:
         if run is None or run.config is None or run.description is None:
             return None, ""  # said of each run
         network = config_lib.flatten(run.config.model)
-        key = *network.items(), run.description.num_classes, run.description.image_shape
-        if key not in self._known:
-            try:
-                self._known[key] = runs_lib.size(run), ""
-            except UserError as error:
-                self._known[key] = None, str(error)
+        image = run.description.image_shape
+        key: tuple[Hashable, ...] = *network.items(), run.description.num_classes, image
+        try:
+            key = *key, runs_lib.has_own_model(run)
+            if key not in self._known:
+                self._known[key] = runs_lib.size(run, self._parts), ""
+        except UserError as error:
+            self._known[key] = None, str(error)
         return self._known[key]

@@ -25,6 +25,7 @@ FAILURE = "failure.json"
 EVENTS = "tensorboard"
 RESULT = "result.json"
 BAD_FILES = "bad_files.txt"
+PARTS = "parts.json"  # of a run with parts of the user's own
 ERROR = "error.txt"  # of a launcher: the last line of a run that failed; gone when it starts again
 
 # Of a result: the accuracies after the last step and of the best, from 0 to 1.
@@ -117,6 +118,66 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         disk.write(path, text.encode())
     except OSError as error:
         raise WorkdirError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def open_parts(workdir: pathlib.Path, parts: Mapping[str, str]) -> None:
+    """Notes which parts of a new run are the user's own; of an old one, they must be the same.
+
+    Args:
+      workdir: of the run.
+      parts: what they are, for a person, by their names: see resflax.parts.
+
+    Raises:
+      WorkdirError: if the run was begun with others.
+    """
+    if (workdir / CHECKPOINTS).exists():
+        noted = read_parts(workdir)
+        for name in sorted(noted.keys() ^ parts.keys()):
+            begun, on = ("without", "with") if name in parts else ("with", "without")
+            raise WorkdirError(
+                f"workdir {workdir} holds a run that was begun {begun} get_{name} in its config "
+                f"file (or {name}=), and cannot go on {on} it; take another --workdir, or what it "
+                "was started with."
+            )
+    if parts:
+        write_atomically(workdir / PARTS, json.dumps(dict(parts), indent=2) + "\n")
+    else:
+        (workdir / PARTS).unlink(missing_ok=True)
+
+
+def read_parts(workdir: pathlib.Path) -> dict[str, str]:
+    """The parts of a run that are the user's own, by their names; nothing of them is here.
+
+    Raises:
+      WorkdirError: if what was noted cannot be read.
+    """
+    path = workdir / PARTS
+    try:
+        return {name: str(text) for name, text in json.loads(path.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise WorkdirError(
+            f"{path} cannot be read: {str(error).removesuffix('.')}. The run's command writes it "
+            "anew once it is deleted."
+        ) from None
+
+
+def require_part(workdir: pathlib.Path, name: str, what: str) -> None:
+    """Raises WorkdirError if a part that is needed is the user's own.
+
+    Args:
+      workdir: of the run.
+      name: of the part.
+      what: it is, for a person.
+    """
+    noted = read_parts(workdir)
+    if name in noted:
+        raise WorkdirError(
+            f"the {what} of {workdir} is of the run's own config file (get_{name}: "
+            f"{noted[name]}): give config_file= (or {name}=), or --config_file FILE.py on a "
+            "command line."
+        )
 
 
 def write_result(workdir: pathlib.Path, result: dict[str, float]) -> None:
