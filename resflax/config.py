@@ -392,6 +392,8 @@ def require_whole(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(f"config.{field} is missing: begin with resflax.config.base().")
         value, owner, name = found[field], *_owner(usual, field)
         kind = owner.get_type(name)
+        if value is None and expected[field] is None:
+            continue
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
             raise ConfigError(f"config.{field} {value!r} must be of type {kind.__name__}.")
 
