@@ -4,6 +4,7 @@ model = resflax.create_model("se_resnext50_32x4d", num_classes=1000)
 run = resflax.restore("runs/...")
 logits = run.model.apply(run.variables, run.preprocess(images), train=False)
 model, variables = resflax.from_torch("resnet50", "model.safetensors")
+resflax.train_and_evaluate(config, "runs/mine", dataset={"train_images": images, ...})
 """
 
 import os
@@ -20,8 +21,10 @@ from resflax.process import (
 
 if TYPE_CHECKING:
     import flax.linen as nn
+    import ml_collections
 
     from resflax.checkpoint import Run
+    from resflax.data.given import Given
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,7 +37,22 @@ __all__ = [
     "restore",
     "runtime",
     "to_torch",
+    "train_and_evaluate",
 ]
+
+
+def train_and_evaluate(
+    config: "ml_collections.ConfigDict",
+    workdir: str | pathlib.Path,
+    *,
+    dataset: "Given | None" = None,
+) -> dict[str, float]:
+    """Trains a network, or goes on with a run: see resflax.train.train_and_evaluate."""
+    from resflax import train
+    from resflax.process import arguments
+
+    where = pathlib.Path(os.path.realpath(arguments.path(workdir)))
+    return train.train_and_evaluate(config, where, dataset=dataset)
 
 
 def restore(workdir: str | pathlib.Path, step: int | None = None, *, best: bool = False) -> "Run":

@@ -149,7 +149,7 @@ def _model() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     """The images (see resflax.data.sources)."""
     data = ml_collections.ConfigDict()
-    data.source = "digits"  # digits | shapes | folder | arrays | tfds
+    data.source = "digits"  # digits | shapes | folder | arrays | tfds | given: dataset=...
     data.image_size = 16  # pixels, both sides; 0: a TFDS data set's usual; saved arrays keep theirs
     data.mean = ()  # of each channel, on a scale of 0 to 1; (): that of the training images
     data.std = ()  # standard deviation, likewise

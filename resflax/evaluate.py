@@ -15,7 +15,7 @@ import jax
 from jax import lax
 
 from resflax import checkpoint, metrics, steps, validation
-from resflax.data import augmentation, pipeline, sources, transforms
+from resflax.data import augmentation, given, pipeline, sources, transforms
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
 from resflax.process import runtime
@@ -95,6 +95,7 @@ def evaluate_run(
     *,
     best: bool = False,
     data: Mapping[str, Any] | None = None,
+    dataset: given.Given | None = None,
 ) -> dict[str, float]:
     """Evaluates the network of a run on its test images, on one device.
 
@@ -104,6 +105,7 @@ def evaluate_run(
       best: instead of the latest, the one with the best evaluation.
       data: where the images are now, or other ones of the same classes, by fields of `config.data`,
         such as {'folder.path': 'DIR'}; they are normalised as the run's.
+      dataset: the images of a run that had the caller's own: see resflax.data.given.
 
     Returns:
       'step', and the metrics of `evaluator`.
@@ -111,12 +113,14 @@ def evaluate_run(
     Raises:
       UserError: if there is no such run, checkpoint or data, or the data have other classes.
     """
-    return _evaluate(checkpoint.restore_model(workdir, step, best=best), data)
+    return _evaluate(checkpoint.restore_model(workdir, step, best=best), data, dataset)
 
 
-def _evaluate(run: checkpoint.Run, data: Mapping[str, Any] | None) -> dict[str, float]:
+def _evaluate(
+    run: checkpoint.Run, data: Mapping[str, Any] | None, dataset: given.Given | None = None
+) -> dict[str, float]:
     parallel = DataParallel.over("jit", jax.devices()[:1])
-    dataset = sources.load(validation.with_data(run.config, data).data)
+    dataset = given.load(validation.with_data(run.config, data).data, dataset)
     sources.require_like(dataset.description, run.dataset)
     # Normalised as the network was trained, also where the training images have changed since.
     same = dataclasses.replace(dataset.description, mean=run.dataset.mean, std=run.dataset.std)

@@ -15,7 +15,7 @@ import optax
 from resflax import build, checkpoint, optimizers, transfer, validation
 from resflax import config as config_lib
 from resflax.analysis.monitor import Monitor
-from resflax.data import pipeline, sources
+from resflax.data import given, pipeline, sources
 from resflax.errors import UserError
 from resflax.evaluate import evaluator
 from resflax.models import count, repeat
@@ -56,13 +56,18 @@ class _Call:
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    dataset: given.Given | None = None,
 ) -> dict[str, float]:
     """Trains the network that `config` describes, or goes on where `workdir` stopped.
 
     Args:
       config: see resflax.config; validated (resflax.validation), before anything is written.
       workdir: the run's directory, absolute; the same one resumes.
+      dataset: the images, where they are the caller's own: see resflax.data.given. The run's
+        config names them by the source 'given', and a run goes on with the same ones.
 
     Returns:
       'eval/loss' (nats), 'eval/top1' and 'eval/top5' (fractions) after the last step, 'best/top1'
@@ -76,11 +81,14 @@ def train_and_evaluate(
       Stopped: if a signal asked for it; the state was saved.
     """
     with contextlib.ExitStack() as held:
-        return _train(config, workdir, held)
+        return _train(given.described(config, dataset), workdir, held, dataset)
 
 
 def _train(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, held: contextlib.ExitStack
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    held: contextlib.ExitStack,
+    dataset: given.Given | None,
 ) -> dict[str, float]:
     """See train_and_evaluate; `held` has the directory until all of it is written."""
     start = time.monotonic()
@@ -89,7 +97,7 @@ def _train(
     parallel = DataParallel.over(config.parallel.mode)
     is_main = jax.process_index() == 0
     console = Console(active=is_main)
-    dataset = sources.load(config.data, console.print)
+    dataset = given.load(config.data, dataset, console.print)
     batches, examples = build.training_data(config, dataset, parallel)
     total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
     steps_per_call = build.steps_per_call(

@@ -87,7 +87,10 @@ ARROWS = {
         "data", "process.arguments", "process.command", "process.runtime", "validation",
     },
     "report.__main__": {"process.arguments", "process.command", "report", "run.workdir"},
-    "__init__": {"checkpoint", "interop", "models", "process.entry", "process.runtime"},
+    "__init__": {
+        "checkpoint", "data", "interop", "models", "process.arguments", "process.entry",
+        "process.runtime", "train",
+    },
 }  # fmt: skip
 
 # Packages of modules that have arrows of their own.

@@ -15,7 +15,7 @@ import numpy as np
 from resflax import checkpoint, validation
 from resflax import config as config_lib
 from resflax.analysis import taps
-from resflax.data import augmentation, sources
+from resflax.data import augmentation, given, sources
 from resflax.models import count, create_model
 from resflax.models.zoo import image_size
 
@@ -166,6 +166,7 @@ def from_run(
     step: int | None = None,
     best: bool = False,
     data: Mapping[str, Any] | None = None,
+    dataset: given.Given | None = None,
 ) -> Subject:
     """The network of a run, and images of its test set; of ten crops, the one from the middle.
 
@@ -176,13 +177,14 @@ def from_run(
       best: instead of the latest, the one with the best evaluation.
       data: other images than the run's, by fields of `config.data`, such as {'source': 'digits'};
         they are normalised as the run's.
+      dataset: the images of a run that had the caller's own: see resflax.data.given.
 
     Raises:
       UserError: if there is no such run, checkpoint or data, or the network cannot take them.
     """
     run = checkpoint.restore_model(workdir, step, best=best)
     changes = {**(data or {}), "test_crops": 1}
-    dataset = sources.load(validation.with_data(run.config, changes).data)
+    dataset = given.load(validation.with_data(run.config, changes).data, dataset)
     folder = pathlib.Path(workdir).expanduser().resolve()
     sources.require_like(dataset.description, run.dataset, f" in {folder}")
     batch = _evenly(dataset, images)

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import ml_collections
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from resflax.data import arrays, decoding, folder, shapes, tfds
 from resflax.data.bad import BadImages, BadImagesError
-from resflax.data.examples import ArraySource, DecodedSource, EncodedExamples, Source
+from resflax.data.examples import ArraySource, DecodedSource, Source, Stored
 from resflax.errors import UserError
 
 # Images whose mean and standard deviation stand for those of a data set that is not in memory.
@@ -122,15 +123,17 @@ class Raw:
       label_names: by class.
       mean, std: of each channel, as published; (): nobody says.
       channels: of encoded images.
+      image_shape: (H, W, C) of arrays that are read one by one; None: encoded images are.
       notes: lines about what a person may miss in it.
     """
 
-    train: ArraySource | EncodedExamples
-    test: ArraySource | EncodedExamples
+    train: Stored
+    test: Stored
     label_names: tuple[str, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     channels: int = 3
+    image_shape: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -138,34 +141,40 @@ def _warn(line: str) -> None:
     warnings.warn(line, stacklevel=3)  # of who calls load
 
 
-def load(config: ml_collections.ConfigDict, report: Callable[[str], None] = _warn) -> Dataset:
+def load(
+    config: ml_collections.ConfigDict,
+    report: Callable[[str], None] = _warn,
+    raw: Raw | None = None,
+) -> Dataset:
     """Opens the data set that `config.data` names; nothing is downloaded.
 
     Args:
       config: `config.data`.
       report: called with each line about what a person may miss in it: files that are left out,
         classes that are not evaluated.
+      raw: what its source has; None: it is asked.
 
     Raises:
       UserError: if it is not there, or is none.
     """
-    raw = SOURCES[config.source](config)
+    if raw is None:
+        raw = SOURCES[config.source](config)
     for line in raw.notes:
         report(line)
     bad = BadImages(int(config.max_bad * (len(raw.train) + len(raw.test))))
     threads = config.threads or os.cpu_count() or 1
     size = image_size(config)
-    train = readable(raw.train, config, size, raw.channels, bad)
+    train = readable(raw, raw.train, config, size, bad)
     if config.test_crops == 1:
-        test = readable(raw.test, config, size, raw.channels, bad)
-    elif isinstance(raw.test, ArraySource):
+        test = readable(raw, raw.test, config, size, bad)
+    elif isinstance(raw.test, ArraySource) or raw.image_shape:
         raise UserError(
             f"config.data.test_crops {config.test_crops} are of image files, which are resized to "
             f"config.data.eval_resize; the images of {config.source!r} have a size of their own."
         )
     else:
-        test = readable(raw.test, config, config.eval_resize, raw.channels, bad)
-    if config.crop == "center":
+        test = readable(raw, raw.test, config, config.eval_resize, bad)
+    if config.crop == "center" and not raw.image_shape:
         train, test = (_in_memory(source, threads) for source in (train, test))
     mean, std = config.mean or raw.mean, config.std or raw.std
     if not mean:
@@ -209,35 +218,37 @@ def image_size(config: ml_collections.ConfigDict) -> int:
 
 
 def readable(
-    examples: ArraySource | EncodedExamples,
-    config: ml_collections.ConfigDict,
-    size: int,
-    channels: int,
-    bad: BadImages,
+    raw: Raw, examples: Stored, config: ml_collections.ConfigDict, size: int, bad: BadImages
 ) -> ArraySource | DecodedSource:
     """A source of what is stored, decoded as `config.data` says.
 
     Args:
-      examples: as they are stored.
+      raw: tells what is stored.
+      examples: of it.
       config: `config.data`.
       size: side of decoded images, pixels.
-      channels: of them.
       bad: takes down what cannot be read.
     """
     if isinstance(examples, ArraySource):
         return examples
-    resize = config.eval_resize or size
+    if raw.image_shape:
 
-    def decode_test(data: bytes, rng: np.random.Generator) -> np.ndarray:
+        def as_it_is(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            return image
+
+        return DecodedSource(examples, as_it_is, as_it_is, raw.image_shape, bad)
+    resize, channels = config.eval_resize or size, raw.channels
+
+    def decode_test(data: decoding.Picture, rng: np.random.Generator) -> np.ndarray:
         return decoding.center_crop(data, size, resize=resize, channels=channels)
 
-    def resized(data: bytes, rng: np.random.Generator) -> np.ndarray:
+    def resized(data: decoding.Picture, rng: np.random.Generator) -> np.ndarray:
         scale, ratio = config.crop_scale, config.crop_ratio
         return decoding.random_resized_crop(
             data, size, rng, scale=scale, ratio=ratio, channels=channels
         )
 
-    def scaled(data: bytes, rng: np.random.Generator) -> np.ndarray:
+    def scaled(data: decoding.Picture, rng: np.random.Generator) -> np.ndarray:
         shorter = config.crop_shorter
         return decoding.scale_crop(data, size, rng, shorter=shorter, channels=channels)
 
@@ -380,6 +391,20 @@ def prepared_by_tfds(config: ml_collections.ConfigDict) -> Raw:
     )
 
 
+def given_by_the_caller(config: ml_collections.ConfigDict) -> NoReturn:
+    """Images that nobody but the caller has: see resflax.data.given.
+
+    Raises:
+      UserError: always; what to pass.
+    """
+    raise UserError(
+        "config.data.source 'given' stands for images of the caller's own, which no directory has: "
+        "pass them as dataset=..., or name other ones of the same size and classes, such as "
+        "{'source': 'folder', 'folder.path': 'DIR', 'image_size': N} (--data source=folder "
+        "--data folder.path=DIR --data image_size=N)."
+    )
+
+
 # Values of config.data.crop.
 CROPS = ("center", "resized", "scale")
 
@@ -390,6 +415,7 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Raw]] = {
     "folder": image_folder,
     "arrays": saved_arrays,
     "tfds": prepared_by_tfds,
+    "given": given_by_the_caller,
 }
 
 

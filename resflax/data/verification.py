@@ -32,7 +32,7 @@ def verify(config: ml_collections.ConfigDict) -> int:
     total = len(raw.train) + len(raw.test)
     bad = BadImages(total)
     train, test = (
-        sources.readable(part, config.data, sources.image_size(config.data), raw.channels, bad)
+        sources.readable(raw, part, config.data, sources.image_size(config.data), bad)
         for part in (raw.train, raw.test)
     )
     batches = [

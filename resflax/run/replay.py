@@ -9,7 +9,7 @@ import numpy as np
 
 from resflax import build, checkpoint, optimizers, train, validation
 from resflax import config as config_lib
-from resflax.data import sources
+from resflax.data import given
 from resflax.parallel import DataParallel
 from resflax.process import distributed
 from resflax.run import lock
@@ -18,7 +18,12 @@ from resflax.run.console import Console
 from resflax.run.failure import FILE, Failure, FailureError
 
 
-def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+def replay(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    dataset: given.Given | None = None,
+) -> bool:
     """Trains from the last checkpoint to the step of failure.json, and prints what it gives there.
 
     It can be done again, with a debugger say: nothing is saved.
@@ -26,6 +31,7 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     Args:
       config: of the run.
       workdir: of the run, absolute.
+      dataset: the images of a run that had the caller's own: see resflax.data.given.
 
     Returns:
       Whether the step gave the same, bit for bit.
@@ -33,12 +39,13 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     Raises:
       UserError: if no step of the run failed, another config is given, or the run is at work.
     """
+    config = given.described(config, dataset)
     validation.validate(config, jax.device_count())
     failure = Failure.read(workdir)
     if changes := config_lib.difference(workdir_lib.read_config(workdir), config):
         raise FailureError(f"the run has another config ({'; '.join(changes)}); give its own.")
     parallel = DataParallel.over(config.parallel.mode)
-    dataset = sources.load(config.data)
+    dataset = given.load(config.data, dataset)
     batches, examples = build.training_data(config, dataset, parallel)
     model = config_lib.build_model(config, dataset.description.num_classes, parallel.axis_name)
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
