@@ -16,6 +16,7 @@ from jax import lax
 
 from resflax import checkpoint, metrics, steps, validation
 from resflax.data import augmentation, given, pipeline, sources, transforms
+from resflax.data.examples import Source
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
 from resflax.process import runtime
@@ -27,17 +28,18 @@ def evaluator(
     dataset: sources.Dataset,
     batch_size: int,
     parallel: DataParallel,
-) -> Callable[[Any], dict[str, float]]:
-    """A function from a network's variables to its metrics on all test images.
+) -> Callable[..., dict[str, float]]:
+    """A function from a network's variables, and images, to its metrics on all of the images.
 
     Args:
       apply_fn: a network's `apply`.
-      dataset: its test images are evaluated.
+      dataset: of the images.
       batch_size: over all processes and devices.
       parallel: how batches are laid over the devices; the variables have to be laid so too.
 
     Returns:
-      variables -> 'loss' (nats), 'top1' and 'top5' (fractions), means over the images.
+      (variables, source) -> 'loss' (nats), 'top1' and 'top5' (fractions), means over the images of
+      the source, by default the test images.
     """
     description = dataset.description
     if dataset.test_crops > 1:
@@ -52,10 +54,10 @@ def evaluator(
         donate_state=False,
     )
 
-    def evaluate(variables: Any) -> dict[str, float]:
+    def evaluate(variables: Any, source: Source = dataset.test) -> dict[str, float]:
         sums: list[dict[str, jax.Array]] = [
             eval_step(variables, parallel.put(batch))
-            for batch in pipeline.eval_batches(dataset.test, batch_size, dataset.threads)
+            for batch in pipeline.eval_batches(source, batch_size, dataset.threads)
         ]
         # Added on the host, in double precision, after all batches have been dispatched.
         fetched = [step for batch in sums for step in parallel.fetch(batch)]

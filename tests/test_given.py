@@ -154,7 +154,7 @@ BAD = {
         {k: v for k, v in ARRAYS.items() if k != "test_labels"},
         "dataset has test_images, train_images, train_labels, and lacks test_labels; right would",
     ),
-    "another key": (ARRAYS | {"valid": 1}, "dataset has valid, of no use beside train_images"),
+    "another key": (ARRAYS | {"valid": 1}, "dataset has valid, which is of no use; right"),
     "lengths": (ARRAYS | {"train_labels": LABELS[:5]}, "train_labels'] has 5 labels for 64 images"),
     "a label above": (
         ARRAYS | {"label_names": ["a", "b"]},
@@ -233,6 +233,46 @@ def test_what_is_no_example_is_told_where_it_is_met(example, right):
         dataset.train.train_batch(np.array([1]), np.array([0]))
 
 
+def test_further_images_have_names():
+    further = {"hard": items(20), "odd": {"images": IMAGES[1::2], "labels": LABELS[1::2]}}
+    found = {"train": items(), "test": items(10), "eval": further}
+    dataset = given.load(data_config(), found)
+    assert {name: len(source) for name, source in dataset.further.items()} == {
+        "hard": 20,
+        "odd": 32,
+    }
+    np.testing.assert_array_equal(
+        dataset.further["odd"].test_batch(np.arange(32))["label"], LABELS[1::2]
+    )
+    for wrong, right in (
+        ([1], "dataset['eval'] is of type list; right would be {NAME: object"),
+        ({"a/b": items()}, "has the name 'a/b'"),
+        ({"a": {"images": IMAGES}}, "dataset['eval']['a'] has images; right would be"),
+        (
+            {"a": [(IMAGES[0], 7)]},
+            "dataset['eval']['a'] has labels that the training set has not: 7",
+        ),
+        ({"a": {"images": IMAGES, "labels": [0]}}, "['a']['labels'] has 1 labels for 64 images"),
+    ):
+        with pytest.raises(UserError, match=re.escape(right)):
+            given.load(data_config(), found | {"eval": wrong})
+
+
+@pytest.mark.parametrize("form", ["arrays", "val", "validation"])
+def test_images_to_validate_on_may_be_given_too(form):
+    found = {"train": items(), "test": items(10), form: items(4)}
+    if form == "arrays":
+        found = ARRAYS | {"val_images": IMAGES[:4], "val_labels": LABELS[:4]}
+    dataset = given.load(data_config(), found)
+    np.testing.assert_array_equal(dataset.val.test_batch(np.arange(4))["image"], IMAGES[:4])
+    assert dataset.evaluated is dataset.val
+    with pytest.raises(UserError, match=r"val_share 0\.5 must be 0: the images of 'given' have so"):
+        given.load(data_config(val_share=0.5), found)
+    if form == "arrays":
+        with pytest.raises(UserError, match=r"and lacks val_labels; right"):
+            given.load(data_config(), {k: v for k, v in found.items() if k != "val_labels"})
+
+
 def test_a_dataset_is_taken_as_it_is():
     own = sources.load(plain_config().data)
     assert given.load(data_config(), own) is own
@@ -285,6 +325,7 @@ def constant_config(**fields):
 
 def test_a_run_goes_on_with_its_images_bit_for_bit(tmp_path):
     one_by_one = {"train": items(), "test": items(10), "label_names": list("0123")}
+    one_by_one["eval"] = {"same": items(10)}
     whole = resflax.train_and_evaluate(
         constant_config(), str(tmp_path / "whole"), dataset=one_by_one
     )
@@ -297,6 +338,7 @@ def test_a_run_goes_on_with_its_images_bit_for_bit(tmp_path):
     assert (a.step, b.step, a.config.data.source) == (4, 4, "given")
     jax.tree.map(np.testing.assert_array_equal, a.variables, b.variables)
     assert b.preprocess(IMAGES[:2]).shape == (2, 16, 16, 3)
+    assert whole["eval_same/loss"] == whole["eval/loss"]
     again = evaluate.evaluate_run(tmp_path / "run", dataset=ARRAYS)
     assert again["loss"] == pytest.approx(found["eval/loss"], rel=1e-6)
     assert len(subject.from_run(tmp_path / "run", images=4, dataset=ARRAYS).images) == 4

@@ -90,6 +90,36 @@ Stored = ArraySource | EncodedExamples
 
 
 @dataclasses.dataclass(frozen=True)
+class Selected:
+    """Some of other examples, perhaps with other labels: EncodedExamples.
+
+    Attributes:
+      examples: the others.
+      rows: int [N], which of them.
+      shifts: int [N], what is added to their labels.
+      num_classes: of the sum, the remainder by this is the label.
+    """
+
+    examples: EncodedExamples
+    rows: np.ndarray
+    shifts: np.ndarray
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises UnreadableImage likewise."""
+        example = self.examples[int(self.rows[index])]
+        label = (example["label"] + self.shifts[index]) % self.num_classes
+        return example | {"label": np.int32(label)}
+
+    def name(self, index: int) -> str:
+        """That of the other."""
+        return self.examples.name(int(self.rows[index]))
+
+
+@dataclasses.dataclass(frozen=True)
 class DecodedSource:
     """Encoded images, decoded whenever they are read.
 

@@ -8,13 +8,22 @@ What may be given (`Given`):
 - {'train': ..., 'test': ...}, whose [i] is (image, label) or {'image': image, 'label': label}, or
   splits of Hugging Face's `datasets`, in a DatasetDict or not.
 
-Either mapping may have 'label_names', by class. An image that is read when it is asked for is an
-array uint8 of one shape, or one of Pillow's images, the bytes of a JPEG or PNG or the path of one,
-which are decoded as the files of other sources are. Objects are read by several threads at once.
+Either mapping may have
+
+- 'label_names', by class;
+- 'val_images' and 'val_labels', or 'val' or 'validation': images to choose the best state by, where
+  config.data.val_share sets none aside;
+- 'eval': further ones, by name, which a run evaluates at the end, {'NAME': object of images with
+  labels} or {'NAME': {'images': ..., 'labels': ...}}.
+
+An image that is read when it is asked for is an array uint8 of one shape; or a picture of Pillow's,
+the bytes of a JPEG or PNG, or the path of one: these are decoded as the files of other sources are.
+Objects are read by several threads at once.
 """
 
 import copy
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,10 +43,9 @@ Given = sources.Dataset | Mapping[str, Any]
 _LOOKED_AT = 16
 
 _PARTS = ("train", "test")
-_NAMES = tuple(f"{part}_{kind}" for part in _PARTS for kind in ("images", "labels"))
 _RIGHT = (
-    f"right would be {', '.join(_NAMES)}, or {' and '.join(_PARTS)} (objects of images with "
-    "labels), and perhaps label_names"
+    "right would be train_images, train_labels, test_images, test_labels, or train and test "
+    "(objects of images with labels), and perhaps label_names, eval, and the same of val"
 )
 
 
@@ -73,6 +81,7 @@ def load(
     """
     told = {} if report is None else {"report": report}
     if isinstance(dataset, sources.Dataset):
+        _require_whole(config)
         return _checked(dataset)
     return sources.load(config, raw=None if dataset is None else raw(dataset), **told)
 
@@ -85,27 +94,50 @@ def raw(given: Mapping[str, Any]) -> sources.Raw:
     """
     if not isinstance(given, Mapping):
         raise GivenError(f"dataset is of type {type(given).__name__}; {_RIGHT}.")
-    keys = set(given) - {"label_names"}
-    wanted = _PARTS if keys & set(_PARTS) or not keys & set(_NAMES) else _NAMES
-    if missing := [key for key in wanted if key not in keys]:
-        raise GivenError(
-            f"dataset has {_listed(given) or 'no keys'}, and lacks {', '.join(missing)}; {_RIGHT}."
-        )
-    if extra := keys - set(wanted):
-        raise GivenError(
-            f"dataset has {_listed(extra)}, of no use beside {', '.join(wanted)}; {_RIGHT}."
-        )
-    names = _label_names(given.get("label_names"))
+    found = {"val" if key == "validation" else key: value for key, value in given.items()}
+    names = _label_names(found.pop("label_names", None))
+    further = _further(found.pop("eval", {}))
     parts: dict[str, _Part] = {}
-    for part in _PARTS:
-        if wanted is _NAMES:
-            images, labels = f"{part}_images", f"{part}_labels"
-            source: ArraySource | Items = _of_two(given[images], given[labels], images, labels)
-        else:
-            images = labels = part
-            source, names = _of_items(given[part], f"dataset[{part!r}]", names)
-        parts[part] = _Part(source, f"dataset[{images!r}]", f"dataset[{labels!r}]")
-    return _together(parts["train"], parts["test"], names)
+    for part, keys in _keys(found).items():
+        at = [f"dataset[{key!r}]" for key in keys]
+        parts[part], names = _part([found[key] for key in keys], at, names)
+    for name, values in further.items():
+        at = [f"dataset['eval'][{name!r}]{key}" for key in ("['images']", "['labels']")]
+        own = at if len(values) == 2 else [f"dataset['eval'][{name!r}]"]
+        parts[f"eval_{name}"], names = _part(values, own, names)
+    return _together(parts, names)
+
+
+def _keys(found: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What each part is called in a mapping: one key, or one of images and one of labels."""
+    kinds = ("",) if found.keys() & {*_PARTS} else ("_images", "_labels")
+    keys = {part: [f"{part}{kind}" for kind in kinds] for part in (*_PARTS, "val")}
+    if not found.keys() & {*keys["val"]}:
+        del keys["val"]
+    known = list(itertools.chain(*keys.values()))
+    if missing := [key for key in known if key not in found]:
+        there = _listed(found) or "no images"
+        raise GivenError(f"dataset has {there}, and lacks {', '.join(missing)}; {_RIGHT}.")
+    if extra := found.keys() - {*known}:
+        raise GivenError(f"dataset has {_listed(extra)}, which is of no use; {_RIGHT}.")
+    return keys
+
+
+def _further(given: Any) -> dict[str, list[Any]]:
+    """Named images to evaluate: an object of images with labels, or images and labels."""
+    right = "right would be {NAME: object of images with labels}, or {NAME: {'images', 'labels'}}"
+    if not isinstance(given, Mapping):
+        raise GivenError(f"dataset['eval'] is of type {type(given).__name__}; {right}.")
+    found = {}
+    for name, part in given.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise GivenError(f"dataset['eval'] has the name {name!r}; letters and digits make one.")
+        found[name] = [part]
+        if isinstance(part, Mapping):
+            if part.keys() != {"images", "labels"}:
+                raise GivenError(f"dataset['eval'][{name!r}] has {_listed(part)}; {right}.")
+            found[name] = [part["images"], part["labels"]]
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +209,18 @@ class _Part(NamedTuple):
     labels: str
 
 
-def _of_two(images: Any, labels: Any, image_key: str, label_key: str) -> ArraySource | Items:
+def _part(
+    found: Sequence[Any], at: Sequence[str], names: tuple[str, ...] | None
+) -> tuple[_Part, tuple[str, ...] | None]:
+    """Examples, of one object or of images and labels; and the names of the classes."""
+    if len(found) == 2:
+        return _Part(_of_two(*found, *at), *at), names
+    source, names = _of_items(found[0], at[0], names)
+    return _Part(source, at[0], at[0]), names
+
+
+def _of_two(images: Any, labels: Any, images_at: str, labels_at: str) -> ArraySource | Items:
     """The examples of images and labels that stand apart."""
-    images_at, labels_at = (f"dataset[{key!r}]" for key in (image_key, label_key))
     try:
         found = np.asarray(labels)
     except ValueError:  # of unequal lengths
@@ -272,22 +313,35 @@ def _column(split: Any, kinds: Sequence[str], usual: str, where: str) -> str:
     )
 
 
-def _together(train: _Part, test: _Part, names: tuple[str, ...] | None) -> sources.Raw:
-    """Both parts as one data set, once they have been seen to go together."""
-    shape, found = train.source.image_shape, test.source.image_shape
-    if (shape is None) != (found is None):
-        kinds = ["pictures" if s is None else "arrays" for s in (shape, found)]
-        raise GivenError(f"{test.images} has {kinds[1]}, and those to train on are {kinds[0]}.")
-    if shape is not None and found is not None:
-        arrays.check_shapes(shape, found, test.images)
-    ours, theirs = train.source.labels, test.source.labels
-    if ours is not None and theirs is not None:
-        names = arrays.checked_classes(
-            (ours, train.labels), (theirs, test.labels), names, "dataset"
-        )
+def _together(parts: Mapping[str, _Part], names: tuple[str, ...] | None) -> sources.Raw:
+    """The parts as one data set, once they have been seen to go together."""
+    train = parts["train"]
+    shape, labels = train.source.image_shape, train.source.labels
+    for part in [part for part in parts.values() if part is not train]:
+        found = part.source.image_shape
+        if (shape is None) != (found is None):
+            kinds = ["pictures" if s is None else "arrays" for s in (shape, found)]
+            raise GivenError(f"{part.images} has {kinds[1]}, and those to train on are {kinds[0]}.")
+        if shape is not None and found is not None:
+            arrays.check_shapes(shape, found, part.images)
+        own = part.source.labels
+        if labels is not None and own is not None:
+            ours, theirs = (labels, train.labels), (own, part.labels)
+            names = arrays.checked_classes(ours, theirs, names, "dataset")
     assert names is not None  # else all labels have been read
-    channels = 1 if isinstance(train.source, Items) and _is_grey(train.source) else 3
-    return sources.Raw(train.source, test.source, names, channels=channels, image_shape=shape)
+    return sources.Raw(
+        train.source,
+        parts["test"].source,
+        names,
+        channels=1 if isinstance(train.source, Items) and _is_grey(train.source) else 3,
+        image_shape=shape,
+        val=parts["val"].source if "val" in parts else None,
+        further={
+            name.removeprefix("eval_"): part.source
+            for name, part in parts.items()
+            if name.startswith("eval_")
+        },
+    )
 
 
 def _is_grey(pictures: Items) -> bool:
@@ -338,9 +392,21 @@ def _label_names(names: Any) -> tuple[str, ...] | None:
     return tuple(map(str, found))
 
 
+def _require_whole(config: ml_collections.ConfigDict) -> None:
+    """Raises GivenError if a Dataset, whose shares whoever made it has taken, is to be divided."""
+    for field, none in (("val_share", 0.0), ("train_share", 1.0), ("label_noise", 0.0)):
+        if config[field] != none:
+            raise GivenError(
+                f"config.data.{field} {config[field]:g}: a Dataset is taken as it is; give arrays "
+                f"or objects of examples, or set the field to {none:g}."
+            )
+
+
 def _checked(dataset: sources.Dataset) -> sources.Dataset:
     """A Dataset, once it has been seen to be sound as far as that is cheap."""
-    for part, source in (("train", dataset.train), ("test", dataset.test)):
+    parts = {"train": dataset.train, "test": dataset.test}
+    parts |= {} if dataset.val is None else {"val": dataset.val}
+    for part, source in parts.items():
         if not len(source):
             raise GivenError(f"dataset.{part} is empty: there are no images in it.")
         if isinstance(source, ArraySource):

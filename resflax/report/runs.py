@@ -23,8 +23,10 @@ from resflax.run import workdir as workdir_lib
 # A directory with one of these is a run, or what is left of one.
 _MARKS = {workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.ERROR}
 
-# Of a result, those that are shares of the test images.
+# Of a result, those that are shares of the evaluated images, and of the test images where a run
+# was evaluated on others.
 _SHARES = ("eval/top1", "best/top1")
+_TEST_SHARES = ("test/top1", "best/test_top1")
 
 
 class State(enum.Enum):
@@ -219,7 +221,7 @@ def _result(path: pathlib.Path) -> dict[str, float]:
     for name in (*_SHARES, "seconds"):
         if name not in numbers:
             raise UserError(f"{workdir_lib.RESULT} has no number {name}.")
-    for name in _SHARES:
+    for name in filter(numbers.__contains__, (*_SHARES, *_TEST_SHARES)):
         if result[name] < 0 or result[name] > 1:
             raise UserError(f"{workdir_lib.RESULT}: {name} {result[name]} is not from 0 to 1.")
     if numbers["seconds"] < 0:
