@@ -4,6 +4,7 @@ model = resflax.create_model("se_resnext50_32x4d", num_classes=1000)
 run = resflax.restore("runs/...")
 logits = run.model.apply(run.variables, run.preprocess(images), train=False)
 model, variables = resflax.from_torch("resnet50", "model.safetensors")
+resflax.train_and_evaluate(config, "runs/mine", dataset={"train_images": images, ...})
 """
 
 import os

@@ -129,7 +129,7 @@ def _model() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     """The images (see resflax.data.sources)."""
     data = ml_collections.ConfigDict()
-    data.source = "digits"  # digits | shapes | folder | arrays | tfds
+    data.source = "digits"  # digits | shapes | folder | arrays | tfds | given: dataset=...
     data.image_size = 16  # pixels, both sides; 0: a TFDS data set's usual; saved arrays keep theirs
     data.mean = ()  # of each channel, on a scale of 0 to 1; (): that of the training images
     data.std = ()  # standard deviation, likewise
@@ -140,6 +140,12 @@ def _data() -> ml_collections.ConfigDict:
     data.crop_shorter = (256, 480)  # of 'scale': the image's shorter side before, pixels
     data.eval_resize = 0  # shorter side before the center is cut, pixels; 0: image_size
     data.test_crops = 1  # of a test image | 10: corners, middle, and mirrored; averaged predictions
+    data.val_share = 0.0  # of each class of the training images, to choose the best state by
+    data.val_seed = 0  # of which they are
+    data.train_share = 1.0  # of each class of those that are left, to train on
+    data.train_seed = 0  # of which they are
+    data.label_noise = 0.0  # share of these that get another class, each as likely
+    data.noise_seed = 0  # of which they are, and of their classes
     data.threads = 0  # that decode; 0: as many as there are cores
     data.max_bad = 0.001  # share of the files that may be unreadable
     data.shapes = ml_collections.ConfigDict()  # of the source 'shapes' only
@@ -150,7 +156,7 @@ def _data() -> ml_collections.ConfigDict:
 
     data.folder = ml_collections.ConfigDict()  # of the source 'folder' only
     data.folder.path = ""  # of train/CLASS/*.jpg and val/CLASS/*.jpg, or of CLASS/*.jpg
-    data.folder.val_share = 0.2  # of the images, without val/; 1: all, none to train on
+    data.folder.val_share = 0.2  # of the images, without val/, to be the test set; 1: all
     data.folder.seed = 0  # of which they are
 
     data.tfds = ml_collections.ConfigDict()  # of the source 'tfds' only
@@ -158,6 +164,7 @@ def _data() -> ml_collections.ConfigDict:
     data.tfds.data_dir = ""  # where data sets are prepared; "": $TFDS_DATA_DIR or its default
     data.tfds.train_split = ""  # "": that of the data set's defaults, or 'train'
     data.tfds.test_split = ""  # likewise, or 'test'
+    data.tfds.val_split = ""  # to choose the best state by, as data.val_share; "": none
 
     data.arrays = ml_collections.ConfigDict()  # of the source 'arrays' only
     data.arrays.path = ""  # .npz, directory of .npy or IDX files, or the name of a prepared set

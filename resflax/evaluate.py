@@ -16,10 +16,11 @@ import jax
 from jax import lax
 
 from resflax import checkpoint, metrics, steps
-from resflax.data import augmentation, pipeline, sources, transforms
+from resflax.data import augmentation, given, pipeline, sources, transforms
+from resflax.data.examples import Source
 from resflax.errors import UserError
 from resflax.parallel import DataParallel, data_parallel
-from resflax.parts import CONFIG_FILE_HELP, Parts
+from resflax.parts import CONFIG_FILE_HELP, NONE, Parts
 from resflax.process import runtime
 from resflax.process.arguments import Parser, assignment, tell, values
 
@@ -32,17 +33,18 @@ def evaluator(
     dataset: sources.Dataset,
     batch_size: int,
     parallel: DataParallel,
-) -> Callable[[Any], dict[str, float]]:
-    """A function from a network's variables to its metrics on all test images.
+) -> Callable[..., dict[str, float]]:
+    """A function from a network's variables, and images, to its metrics on all of the images.
 
     Args:
       apply_fn: a network's `apply`.
-      dataset: its test images are evaluated.
+      dataset: of the images.
       batch_size: over all processes and devices.
       parallel: how batches are laid over the devices; the variables have to be laid so too.
 
     Returns:
-      variables -> 'loss' (nats), 'top1' and 'top5' (fractions), means over the images.
+      (variables, source) -> 'loss' (nats), 'top1' and 'top5' (fractions), means over the images of
+      the source, by default the test images.
     """
     description = dataset.description
     if dataset.test_crops > 1:
@@ -57,7 +59,7 @@ def evaluator(
         donate_state=False,
     )
 
-    def evaluate(variables: Any) -> dict[str, float]:
+    def evaluate(variables: Any, source: Source = dataset.test) -> dict[str, float]:
         total: collections.Counter[str] = collections.Counter()
         pending: collections.deque[dict[str, jax.Array]] = collections.deque()
 
@@ -67,7 +69,7 @@ def evaluator(
             for name, value in sums.items():
                 total[name] += value
 
-        for batch in pipeline.eval_batches(dataset.test, batch_size, dataset.threads):
+        for batch in pipeline.eval_batches(source, batch_size, dataset.threads):
             pending.append(eval_step(variables, parallel.put(batch)))
             if len(pending) > _AHEAD:
                 add()
@@ -108,6 +110,7 @@ def evaluate_run(
     best: bool = False,
     data: Mapping[str, Any] | None = None,
     config_file: str | None = None,
+    dataset: given.Given | None = None,
 ) -> dict[str, float]:
     """Evaluates the network of a run on its test images, on one device.
 
@@ -118,6 +121,7 @@ def evaluate_run(
       data: where the images are now, or other ones of the same classes, by fields of `config.data`,
         such as {'folder.path': 'DIR'}; they are normalised as the run's.
       config_file: of a run with parts of the user's own: see resflax.parts.
+      dataset: the images of a run that had the caller's own: see resflax.data.given.
 
     Returns:
       'step', and the metrics of `evaluator`.
@@ -125,7 +129,9 @@ def evaluate_run(
     Raises:
       UserError: if there is no such run, checkpoint or data, or the data have other classes.
     """
-    parts = None if config_file is None else Parts.of_file(config_file)
+    parts = NONE if config_file is None else Parts.of_file(config_file)
+    if dataset is not None:
+        parts = dataclasses.replace(parts, dataset=lambda config: dataset)
     return _evaluate(checkpoint.restore_model(workdir, step, best=best, parts=parts), data)
 
 

@@ -8,7 +8,7 @@ Beside get_config and sweep, a config file may define
   mixed, probabilities [N, K], to [N];
 - get_optimizer(config, schedule): an optax.GradientTransformation; the schedule is of the config's
   learning rate, by steps;
-- get_dataset(config): a resflax.data.sources.Dataset.
+- get_dataset(config): a mapping of images and labels, or a Dataset: see resflax.data.given.
 
 A run's directory keeps no more of them than that they were there: see run.workdir.open_parts.
 """
@@ -27,7 +27,7 @@ import optax
 
 from resflax import config as config_lib
 from resflax import losses
-from resflax.data import sources
+from resflax.data import given, sources
 from resflax.errors import UserError
 from resflax.losses import Distillation, Loss
 from resflax.process import program
@@ -164,11 +164,11 @@ class Parts:
           UserError: if get_dataset fails, or gives something else.
         """
         if self.dataset is None:
-            return sources.load(config.data, *([report] if report else []))
+            return given.load(config.data, None, report)
         made = program.call(self.file, self.dataset, config)
-        if not isinstance(made, sources.Dataset):
-            raise self._wrong("dataset", made, "a resflax.data.sources.Dataset")
-        return made
+        if not isinstance(made, sources.Dataset | Mapping):
+            raise self._wrong("dataset", made, "images as resflax.data.given takes them")
+        return given.load(config.data, made, report)
 
     def try_out(
         self,

@@ -16,7 +16,7 @@ import optax
 from resflax import build, checkpoint, optimizers, transfer, validation
 from resflax import config as config_lib
 from resflax.analysis.monitor import Monitor
-from resflax.data import pipeline, sources
+from resflax.data import given, pipeline, sources
 from resflax.errors import UserError
 from resflax.evaluate import evaluator
 from resflax.models import count, repeat
@@ -69,7 +69,10 @@ def train_and_evaluate(
 
     Returns:
       'eval/loss' (nats), 'eval/top1' and 'eval/top5' (fractions) after the last step, 'best/top1'
-      and 'best/step' (0 if no evaluation was finite), and 'seconds' spent here.
+      and 'best/step' (0 if no evaluation was finite), and 'seconds' spent here. These are of the
+      validation images, where the data set has some; then 'test/loss' and so on are of the test
+      images after the last step, and 'best/test_loss' and so on at the best one. 'eval_NAME/loss'
+      and so on are of further images that the data set has by that name, after the last step.
 
     Raises:
       UserError: if the config, the data or the directory cannot be, or another process is at work
@@ -79,7 +82,7 @@ def train_and_evaluate(
       Stopped: if a signal asked for it; the state was saved.
     """
     with contextlib.ExitStack() as held:
-        return _train(config, workdir, parts, held)
+        return _train(given.described(config, parts.dataset), workdir, parts, held)
 
 
 def _train(
@@ -168,7 +171,7 @@ def _train(
             progress.parameters(step, checkpoint.spoilt(parallel.single(state)))
             pending, is_best = None, False
             if evaluates:
-                results = evaluate(state.eval_variables)
+                results = evaluate(state.eval_variables, dataset.evaluated)
                 is_best = checkpoint.quality(results) >= best[1]  # the latest of equals
                 if is_best:
                     best = step, results["top1"]
@@ -181,13 +184,48 @@ def _train(
                 raise interruption.Stopped(stops)
 
         if results is None:  # there was no step left to do
-            results = evaluate(state.eval_variables)
+            results = evaluate(state.eval_variables, dataset.evaluated)
 
-    result = _result(results, best, time.monotonic() - start)
+    further: dict[str, float] = {}
+    for name, source in dataset.further.items():
+        further |= _named(f"eval_{name}/", evaluate(state.eval_variables, source))
+    if dataset.val is not None:  # else the test images were evaluated all along
+        further |= _tested(state, best[0], evaluate, workdir, parallel, console)
+    result = _result(results, best, time.monotonic() - start) | further
     if is_main:
         workdir_lib.write_result(workdir, result)
     _conclude(console, workdir, result, best[0] / batches.steps_per_epoch)
     return result
+
+
+def _tested(
+    state: TrainState,
+    best_step: int,
+    evaluate: Callable[..., dict[str, float]],
+    workdir: pathlib.Path,
+    parallel: DataParallel,
+    console: Console,
+) -> dict[str, float]:
+    """The metrics of the test images, which nothing was chosen by: of the last and the best state.
+
+    The best state is read from its checkpoint, unless it is the last; where it is damaged, a line
+    says so, and its metrics are left out.
+    """
+    last = evaluate(state.eval_variables)
+    result = _named("test/", last)
+    if not best_step:
+        return result
+    best = last
+    if best_step != int(parallel.single(state).step):
+        distributed.on_first(lambda: True)  # which has written what all are to read
+        try:
+            variables = checkpoint.restore_model(workdir, best_step).variables
+        except checkpoint.CheckpointError as error:
+            console.print(f"The best state is not tested: {error}")
+            return result
+        packed = repeat.pack(jax.device_get(variables), state.loops)
+        best = evaluate(parallel.replicate(packed))
+    return result | _named("best/test_", best)
 
 
 def _begin(
@@ -225,6 +263,7 @@ def _checkpointer(
     console: Console,
 ) -> checkpoint.Checkpointer:
     counts = {"num_train": len(dataset.train), "num_test": len(dataset.test)}
+    counts["num_val"] = len(dataset.val or ())
     origin = checkpoint.of_run(config, dataset.description, **counts)
     return checkpoint.Checkpointer(
         workdir,
@@ -306,8 +345,12 @@ def resume(
 
 
 def _result(results: dict[str, float], best: tuple[int, float], seconds: float) -> dict[str, float]:
-    metrics = {f"eval/{name}": value for name, value in results.items()}
-    return metrics | {"best/step": best[0], "best/top1": best[1], "seconds": seconds}
+    chosen = {"best/step": best[0], "best/top1": best[1], "seconds": seconds}
+    return _named("eval/", results) | chosen
+
+
+def _named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in metrics.items()}
 
 
 def _due(step: int, every_epochs: int, batches: pipeline.TrainBatches, total_steps: int) -> bool:
@@ -351,9 +394,12 @@ def _introduce(
     for part, text in workdir_lib.read_parts(workdir).items():
         console.print(f"{part} of the user's own: {text}")
     console.network(count(unmapped(model), description.image_shape))
+    console.network(count(model, description.image_shape))
+    validation_images = f", {len(dataset.val):,} validation" if dataset.val is not None else ""
     console.print(
-        f"{description.name}: {len(dataset.train):,} training and {len(dataset.test):,} test "
-        f"images, {' x '.join(map(str, description.image_shape))}, {description.num_classes} labels"
+        f"{description.name}: {len(dataset.train):,} training{validation_images} and "
+        f"{len(dataset.test):,} test images, {' x '.join(map(str, description.image_shape))}, "
+        f"{description.num_classes} labels"
     )
     left_out = len(dataset.train) % config.train.batch_size
     console.print(
@@ -370,11 +416,22 @@ def _conclude(
     best = f"best {result['best/top1']:.2%} (step {result['best/step']}, epoch {best_epoch:g})"
     if not math.isfinite(result["eval/loss"]):
         console.print("\nThe last evaluation is not finite: the logits of some images are not.")
+    of = " of the validation images" if "test/top1" in result else ""
     console.print(
-        f"\ntop-1 {result['eval/top1']:.2%} after the last step; "
+        f"\ntop-1{of} {result['eval/top1']:.2%} after the last step; "
         f"{best if result['best/step'] else 'none was finite'}; {result['seconds']:.0f} s in all",
         style="bold",
     )
+    if not of:
+        console.print(
+            "The best was chosen by the test images; config.data.val_share sets others aside."
+        )
+    elif "best/test_top1" in result:
+        console.print(
+            f"top-1 of the test images {result['test/top1']:.2%} after the last step, "
+            f"{result['best/test_top1']:.2%} at the best one",
+            style="bold",
+        )
     console.print(
         f"{workdir}: {workdir_lib.CONFIG}, {workdir_lib.RESULT}, {workdir_lib.METRICS}, "
         f"{workdir_lib.CURVES}, {workdir_lib.CHECKPOINTS}/, {workdir_lib.EVENTS}/\n"

@@ -215,7 +215,14 @@ def validate_data(config: ml_collections.ConfigDict) -> None:
     share = data.folder.val_share
     if not 0 <= share <= 1:
         raise ConfigError(f"config.data.folder.val_share {share} must be from 0 to 1.")
-    _between(config, "data.max_bad", 0.0, 1.0)
+    for field in ("max_bad", "val_share", "label_noise"):
+        _between(config, f"data.{field}", 0.0, 1.0)
+    if not 0 < data.train_share <= 1:
+        raise ConfigError(
+            f"config.data.train_share {data.train_share} must be more than 0, at most 1."
+        )
+    for field in ("val_seed", "train_seed", "noise_seed"):
+        _at_least(config, f"data.{field}", 0)
     for field in ("threads", "eval_resize"):
         _at_least(config, f"data.{field}", 0)
     for field in ("shapes.num_train", "shapes.num_test"):

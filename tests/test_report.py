@@ -234,6 +234,29 @@ def test_a_table_goes_where_it_is_asked_for(make, tmp_path, capsys):
     assert {entry.name for entry in tmp_path.iterdir()} == {"runs", "null.csv", "folder"}
 
 
+def test_errors_of_test_images_have_columns_where_runs_validated_on_others(make, tmp_path):
+    make("a", 0.5)
+    assert not any("test" in heading for heading in table.headings(compare(tmp_path / "runs")))
+    for seed, top1 in enumerate((0.4, 0.6)):
+        path = make(f"b{seed}", 0.5, seed=seed, data__val_share=0.1)
+        result = json.loads((path / "result.json").read_text())
+        tested = {"test/top1": top1, "best/test_top1": top1 + 0.1}
+        (path / "result.json").write_text(json.dumps(result | tested))
+    found = compare(tmp_path / "runs")
+    assert table.headings(found)[1:6] == [
+        *("n", "final error, %", "best error, %", "final test error, %", "best test error, %")
+    ]
+    assert [row[4:6] for row in table.rows(found)] == [
+        ["", ""],
+        ["50.00 ± 14.14", "40.00 ± 14.14"],
+    ]
+    assert table.TEST_LEGEND in table.legend(found)
+    names, _, tested = (line.split(",") for line in table.comma_separated(found).splitlines())
+    assert tested[names.index("test_top1_error_percent_mean")] == "50.0"
+    (path / "result.json").write_text(json.dumps(result | {"test/top1": 1.5}))
+    assert "test/top1 1.5 is not from 0 to 1" in notes(tmp_path / "runs")["b1"]
+
+
 DAMAGE = {
     "config.json": [
         '{"mod',

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 from PIL import Image
+from plain import config as plain_config
 
-from resflax.data import tfds
+from resflax.data import sources, tfds
 
 # The library calls what some versions of protobuf deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorflow_datasets")
@@ -163,6 +164,41 @@ def test_parts_of_splits(data_dir):
     train, test = (numbers(examples(source)) for source in (dataset.train, dataset.test))
     assert (len(train), len(test)) == (15, 5)
     assert sorted(train + test) == [(i, i % 3) for i in range(20)]
+
+
+def test_a_split_to_validate_on_has_no_image_to_train_on(data_dir):
+    parts = {"train_split": "train[:75%]", "val_split": "train[75%:]", "test_split": "test"}
+    dataset = tfds.open_dataset("tiny", data_dir=data_dir, **parts)
+    train, val = (numbers(examples(source)) for source in (dataset.train, dataset.val))
+    assert sorted(train + val) == [(i, i % 3) for i in range(20)]
+    assert (len(val), len(dataset.test)) == (5, 6)
+    for train_split in ("train", "test+train[70%:80%]"):
+        with pytest.raises(
+            tfds.TfdsError, match=r"val_split 'train\[75%:\]' .* has images of train_"
+        ):
+            tfds.open_dataset("tiny", data_dir=data_dir, **parts | {"train_split": train_split})
+
+
+@pytest.mark.parametrize("name", ["tiny", "raw"])
+def test_a_config_names_a_split_to_validate_on(data_dir, name):
+    config = plain_config(
+        **{"data.source": "tfds", "data.image_size": 8, "data.eval_resize": 8}
+    ).data
+    config.tfds.update(name=name, data_dir=str(data_dir))
+    config.tfds.update(train_split="train[:75%]", val_split="train[75%:]")
+    dataset = sources.load(config)
+    assert [len(s) for s in (dataset.train, dataset.val, dataset.test)] == [15, 5, 6]
+    assert dataset.val.images.shape == (5, *dataset.description.image_shape)
+    config.val_share = 0.4
+    with pytest.raises(
+        tfds.UserError, match=r"val_share 0\.4 must be 0: the images of 'tfds' have"
+    ):
+        sources.load(config)
+    # Without a split of their own, the labels are read from the records.
+    config.tfds.val_split = ""
+    dataset = sources.load(config)
+    assert len(dataset.train) + len(dataset.val) == 15
+    assert np.bincount(dataset.val.labels).tolist() == [2, 2, 2]
 
 
 def test_images_that_are_stored_as_pixels(data_dir):

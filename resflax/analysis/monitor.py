@@ -16,7 +16,7 @@ _OF_SIGNAL = "variance", "gradient", "parameters"
 
 
 class Monitor:
-    """Looks at a network with the same few test images every time; compiled at the first look.
+    """Looks at a network with the same few evaluated images every time; compiled at the first look.
 
     Args:
       model: the network.
@@ -25,7 +25,8 @@ class Monitor:
 
     def __init__(self, model: nn.Module, dataset: Dataset):
         model = taps.written_out(model)
-        batch = dataset.test.test_batch(np.arange(min(_IMAGES, len(dataset.test))))
+        source = dataset.evaluated
+        batch = source.test_batch(np.arange(min(_IMAGES, len(source))))
         description = dataset.description
         normalize = augmentation.normalizer(description.mean, description.std)
         self._images = normalize(jnp.asarray(batch["image"]))

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence, Sized
 
 import numpy as np
 
@@ -82,12 +82,14 @@ def load(path: str | pathlib.Path) -> Arrays:
         found, names = _read_directory(where)
     else:
         found, names = _read_npz(where)
-    images = {split: _images(*found[f"{split}_images"]) for split in ("train", "test")}
-    labels = {split: _labels(*found[f"{split}_labels"]) for split in ("train", "test")}
+    images = {split: checked_images(*found[f"{split}_images"]) for split in ("train", "test")}
+    labels = {split: checked_labels(*found[f"{split}_labels"]) for split in ("train", "test")}
     for split in ("train", "test"):
-        _check_lengths(images[split], labels[split], found[f"{split}_labels"][1])
-    _check_shapes(images, found["test_images"][1])
-    label_names = _check_classes(labels, found, names, where)
+        check_lengths(images[split], labels[split], found[f"{split}_labels"][1])
+    shapes = {split: images[split].shape[1:] for split in ("train", "test")}
+    check_shapes(shapes["train"], shapes["test"], found["test_images"][1])
+    train, test = ((labels[split], found[f"{split}_labels"][1]) for split in ("train", "test"))
+    label_names = checked_classes(train, test, names, str(where))
     return Arrays(images["train"], labels["train"], images["test"], labels["test"], label_names)
 
 
@@ -211,8 +213,16 @@ def _kind(array: np.ndarray) -> str:
     return f"{array.dtype} [{', '.join(map(str, array.shape))}]"
 
 
-def _images(images: np.ndarray, where: str) -> np.ndarray:
-    """Images as uint8 [N, H, W, C]."""
+def checked_images(images: np.ndarray, where: str) -> np.ndarray:
+    """Images as uint8 [N, H, W, C].
+
+    Args:
+      images: as they were found.
+      where: what a person finds them by.
+
+    Raises:
+      ArraysError: if they are of another type or shape, or none.
+    """
     if images.dtype != np.uint8:
         raise ArraysError(
             f"{where} is {images.dtype}; images must be uint8, 0 to 255{_advice(images)}."
@@ -246,8 +256,16 @@ def _advice(images: np.ndarray) -> str:
     return f", and these go from {low:g} to {high:g}: bring them there first"
 
 
-def _labels(labels: np.ndarray, where: str) -> np.ndarray:
-    """Labels as int32 [N]."""
+def checked_labels(labels: np.ndarray, where: str) -> np.ndarray:
+    """Labels as int32 [N].
+
+    Args:
+      labels: as they were found.
+      where: what a person finds them by.
+
+    Raises:
+      ArraysError: if they are no classes, from 0.
+    """
     if labels.dtype.kind not in "iu":
         raise ArraysError(f"{where} is {labels.dtype}; labels must be integers, from 0.")
     shape = labels.shape
@@ -263,48 +281,55 @@ def _labels(labels: np.ndarray, where: str) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def _check_lengths(images: np.ndarray, labels: np.ndarray, where: str) -> None:
+def check_lengths(images: Sized, labels: Sized, where: str) -> None:
+    """Raises ArraysError unless there are as many labels, which are at `where`, as images."""
     if len(images) != len(labels):
         raise ArraysError(f"{where} has {len(labels):,} labels for {len(images):,} images.")
 
 
-def _check_shapes(images: Mapping[str, np.ndarray], where: str) -> None:
-    train, test = (" x ".join(map(str, images[split].shape[1:])) for split in ("train", "test"))
-    if train != test:
-        raise ArraysError(f"{where} has images of {test}, and those to train on are of {train}.")
+def check_shapes(train: Sequence[int], found: Sequence[int], where: str) -> None:
+    """Raises ArraysError unless the images at `where` have the shape of those to train on."""
+    ours, theirs = (" x ".join(map(str, shape)) for shape in (train, found))
+    if ours != theirs:
+        raise ArraysError(f"{where} has images of {theirs}, and those to train on are of {ours}.")
 
 
-def _check_classes(
-    labels: Mapping[str, np.ndarray],
-    found: Mapping[str, _Found],
-    names: tuple[str, ...] | None,
-    where: pathlib.Path,
+def checked_classes(
+    train: _Found, test: _Found, names: tuple[str, ...] | None, where: str
 ) -> tuple[str, ...]:
-    """The names of the classes, once every label has been seen to be one that can be learnt."""
-    classes = np.unique(labels["train"])
+    """The names of the classes, once every label has been seen to be one that can be learnt.
+
+    Args:
+      train: labels, and what a person finds them by.
+      test: likewise.
+      names: by class; None: nobody names them, and they are called by their numbers.
+      where: what a person finds the data set by.
+
+    Raises:
+      ArraysError: if there are fewer than two classes to train on, gaps between them, classes that
+        are not trained on, or classes without a name.
+    """
+    classes = np.unique(train[0])
     if len(classes) < 2:
         raise ArraysError(
-            f"{found['train_labels'][1]} has the label {classes[0]} alone; a data set has two "
-            "classes at least."
+            f"{train[1]} has the label {classes[0]} alone; a data set has two classes at least."
         )
-    extra = np.setdiff1d(labels["test"], classes)
+    extra = np.setdiff1d(test[0], classes)
     if len(extra):
-        raise ArraysError(
-            f"{found['test_labels'][1]} has labels that the training set has not: {_some(extra)}."
-        )
+        raise ArraysError(f"{test[1]} has labels that the training set has not: {_some(extra)}.")
     top = int(classes[-1])
     if names is None:
         missing = np.setdiff1d(np.arange(min(top, 2 * len(classes))), classes)
         if len(missing):
             raise ArraysError(
-                f"{found['train_labels'][1]} has labels up to {top} and none of {_some(missing)}: "
-                f"number the classes from 0, or name all of them in label_names."
+                f"{train[1]} has labels up to {top} and none of {_some(missing)}: number the "
+                "classes from 0, or name all of them in label_names."
             )
         return tuple(map(str, range(top + 1)))
     if top >= len(names):
         raise ArraysError(
-            f"{found['train_labels'][1]} has the label {top}, and there are names for 0 to "
-            f"{len(names) - 1}: {where} needs a label_names for every class."
+            f"{train[1]} has the label {top}, and there are names for 0 to {len(names) - 1}: "
+            f"{where} needs a label_names for every class."
         )
     return names
 

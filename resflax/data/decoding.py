@@ -1,4 +1,4 @@
-"""From the bytes of a JPEG or a PNG to a square of uint8 pixels, on the host.
+"""From a JPEG, a PNG or one of Pillow's images to a square of uint8 pixels, on the host.
 
 Each function draws or takes a rectangle of the image as it stands upright (by its Exif orientation)
 and resamples that rectangle alone: bilinear, antialiased, so that a pixel of the result is a mean
@@ -47,12 +47,16 @@ warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 # By Pillow's names, and how their files begin.
 FORMATS = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG\r\n\x1a\n"}
 
+# A whole file; or an image that Pillow has opened or made, which stays as it is. A large JPEG is
+# decoded whole there, so that its pixels differ by little from those of its file.
+Picture = bytes | Image.Image
+
 # Left, top, right and bottom edge, in pixels.
 Box = tuple[float, float, float, float]
 
 
 def random_resized_crop(
-    data: bytes,
+    data: Picture,
     size: int,
     rng: np.random.Generator,
     *,
@@ -68,7 +72,7 @@ def random_resized_crop(
     rectangle in the middle whose ratio is allowed is taken.
 
     Args:
-      data: a whole JPEG or PNG file.
+      data: a whole JPEG or PNG file, or an image of Pillow's.
       size: side of the result, pixels.
       rng: of the rectangle.
       scale: least and greatest share of the image's area.
@@ -87,7 +91,7 @@ def random_resized_crop(
 
 
 def scale_crop(
-    data: bytes,
+    data: Picture,
     size: int,
     rng: np.random.Generator,
     *,
@@ -100,7 +104,7 @@ def scale_crop(
     range of He et al. 2015 (arXiv 1512.03385), Section 3.4.
 
     Args:
-      data: a whole JPEG or PNG file.
+      data: a whole JPEG or PNG file, or an image of Pillow's.
       size: side of the result, pixels.
       rng: of the length and of the place.
       shorter: least and greatest length of the shorter side, pixels; each is as likely.
@@ -125,11 +129,11 @@ def scale_crop(
     return encoded.resample(box, size, channels)
 
 
-def center_crop(data: bytes, size: int, *, resize: int, channels: int = 3) -> np.ndarray:
+def center_crop(data: Picture, size: int, *, resize: int, channels: int = 3) -> np.ndarray:
     """The square in the middle of the image, after its shorter side was resized.
 
     Args:
-      data: a whole JPEG or PNG file.
+      data: a whole JPEG or PNG file, or an image of Pillow's.
       size: side of the result, pixels.
       resize: length of the shorter side, pixels.
       channels: 3, or 1 for grey.
@@ -141,27 +145,21 @@ def center_crop(data: bytes, size: int, *, resize: int, channels: int = 3) -> np
       UnreadableImage: if the bytes are not an image that can be read.
       UserError: if `resize` is less than `size`.
     """
-    return _center(_open(data), size, resize, channels)
-
-
-def center_crop_image(
-    image: Image.Image, size: int, *, resize: int, channels: int = 3
-) -> np.ndarray:
-    """As `center_crop`, of an image that Pillow has opened or made; it stays as it is.
-
-    A large JPEG is decoded whole here, so that its pixels differ by little from those of its file.
-    """
-    with _reasons():
-        image = image.copy()
-    return _center(_Encoded(b"", image, _orientation(image)), size, resize, channels)
-
-
-def _center(encoded: "_Encoded", size: int, resize: int, channels: int) -> np.ndarray:
     if resize < size:
         raise UserError(f"resize {resize} must be at least size {size}.")
+    encoded = _open(data)
     side = min(encoded.width, encoded.height) * size / resize
     left, top = (encoded.width - side) / 2, (encoded.height - side) / 2
     return encoded.resample((left, top, left + side, top + side), size, channels)
+
+
+def is_grey(data: Picture) -> bool:
+    """Whether an image has no colours.
+
+    Raises:
+      UnreadableImage: if it is not an image that can be read.
+    """
+    return _open(data).image.mode in ("1", "L", "LA", "I;16")
 
 
 def _random_box(
@@ -272,7 +270,13 @@ class _Encoded:
         return np.asarray(_plain(image, channels))
 
 
-def _open(data: bytes) -> _Encoded:
+def _open(data: Picture) -> _Encoded:
+    if isinstance(data, Image.Image):
+        if data.mode in ("F", "I"):  # whose scale is anybody's
+            raise UnreadableImage(f"its mode is {data.mode}; convert it to L or RGB")
+        with _reasons():
+            image = data.copy()
+        return _Encoded(b"", image, _orientation(image))
     if not data:
         raise UnreadableImage("it has no bytes")
     with _reasons():

@@ -11,8 +11,8 @@ from resflax.data.bad import BadImages, BadImagesError, UnreadableImage
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
 
-# From an encoded image and a source of random numbers to uint8 [H, W, C].
-Decode = Callable[[bytes, np.random.Generator], np.ndarray]
+# From an image as it is stored and a source of random numbers to uint8 [H, W, C].
+Decode = Callable[[Any, np.random.Generator], np.ndarray]
 
 # So many other images are tried in the place of one that cannot be read.
 _DRAWS = 100
@@ -40,13 +40,13 @@ class Source(Protocol):
 
 
 class EncodedExamples(Protocol):
-    """Examples whose images are files, or the like."""
+    """Examples whose images are read when they are asked for: files, or the like."""
 
     def __len__(self) -> int:
         """Their number."""
 
     def __getitem__(self, index: int) -> Example:
-        """{'image': bytes, 'label': int32 []}; raises UnreadableImage if its file is gone."""
+        """{'image': bytes (say), 'label': int32 []}; raises UnreadableImage if there is none."""
 
     def name(self, index: int) -> str:
         """What a person finds the image by."""
@@ -83,6 +83,40 @@ class ArraySource:
         """See Source."""
         mask = (indices < len(self)).astype(np.float32)
         return self.train_batch(np.minimum(indices, len(self) - 1), indices) | {"mask": mask}
+
+
+# Examples before anything is decoded.
+Stored = ArraySource | EncodedExamples
+
+
+@dataclasses.dataclass(frozen=True)
+class Selected:
+    """Some of other examples, perhaps with other labels: EncodedExamples.
+
+    Attributes:
+      examples: the others.
+      rows: int [N], which of them.
+      shifts: int [N], what is added to their labels.
+      num_classes: of the sum, the remainder by this is the label.
+    """
+
+    examples: EncodedExamples
+    rows: np.ndarray
+    shifts: np.ndarray
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises UnreadableImage likewise."""
+        example = self.examples[int(self.rows[index])]
+        label = (example["label"] + self.shifts[index]) % self.num_classes
+        return example | {"label": np.int32(label)}
+
+    def name(self, index: int) -> str:
+        """That of the other."""
+        return self.examples.name(int(self.rows[index]))
 
 
 @dataclasses.dataclass(frozen=True)

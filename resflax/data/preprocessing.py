@@ -72,8 +72,6 @@ class Preprocessing:
         if isinstance(image, str | os.PathLike):
             return self._decoded(os.path.expanduser(image))
         if isinstance(image, Image.Image):
-            if image.mode in ("F", "I"):  # whose scale is anybody's
-                raise PreprocessingError(f"{name}its mode is {image.mode}; convert it to L or RGB.")
             return self._cut(image, name)
         array = self._pixels(image, name)
         if array.ndim != 3:
@@ -150,9 +148,8 @@ class Preprocessing:
     def _cut(self, image: Image.Image, name: str, channels: int | None = None) -> np.ndarray:
         found = self._square(name, channels)
         try:
-            return decoding.center_crop_image(
-                image, self.image_shape[0], resize=self.resize, channels=found
-            )
+            size = self.image_shape[0]
+            return decoding.center_crop(image, size, resize=self.resize, channels=found)
         except UnreadableImage as error:
             raise PreprocessingError(f"{name}{error}; {self._expected}.") from None
 

@@ -36,8 +36,8 @@ def wanted(placement: str, source: Source) -> bool:
     if not isinstance(source, ArraySource):
         if placement == "device":
             raise UserError(
-                "config.data.placement 'device' is for images in memory: set config.data.crop to "
-                "'center', or the placement to 'host'."
+                "config.data.placement 'device' is for images in memory: set config.data.crop of "
+                "files to 'center', or the placement to 'host'."
             )
         return False
     stats = jax.local_devices()[0].memory_stats() or {}

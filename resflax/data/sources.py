@@ -5,15 +5,16 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 import ml_collections
 import numpy as np
 from PIL import Image
 
-from resflax.data import arrays, decoding, folder, shapes, tfds
+from resflax.data import arrays, decoding, folder, shapes, shares, tfds
 from resflax.data.bad import BadImages, BadImagesError
-from resflax.data.examples import ArraySource, DecodedSource, EncodedExamples, Source
+from resflax.data.examples import ArraySource, DecodedSource, Source, Stored
 from resflax.errors import UserError
 
 # Images whose mean and standard deviation stand for those of a data set that is not in memory.
@@ -94,7 +95,7 @@ def other_names(found: Sequence[str], trained: Sequence[str]) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A training and a test set.
+    """A training and a test set, and perhaps one to validate on.
 
     Attributes:
       train, test: the examples.
@@ -103,6 +104,9 @@ class Dataset:
       threads: that it pays to read with.
       test_crops: of an image, whose predictions are averaged: 1, or 10 (see transforms.ten_crop);
         then the test images are larger than those to train on.
+      val: examples to choose the best state by, so that the test set stays out of it; None: there
+        are none.
+      further: others that a run evaluates at the end, by name.
     """
 
     train: Source
@@ -111,6 +115,13 @@ class Dataset:
     bad: BadImages
     threads: int = 1
     test_crops: int = 1
+    val: Source | None = None
+    further: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> Source:
+        """What a run is evaluated on while it trains: `val`, or else `test`."""
+        return self.test if self.val is None else self.val
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,51 +133,58 @@ class Raw:
       label_names: by class.
       mean, std: of each channel, as published; (): nobody says.
       channels: of encoded images.
+      image_shape: (H, W, C) of arrays that are read one by one; None: encoded images are.
       notes: lines about what a person may miss in it.
+      val: examples to choose the best state by; None: it has none of its own.
+      further: others to evaluate at the end, by name.
     """
 
-    train: ArraySource | EncodedExamples
-    test: ArraySource | EncodedExamples
+    train: Stored
+    test: Stored
     label_names: tuple[str, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     channels: int = 3
+    image_shape: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+    val: Stored | None = None
+    further: Mapping[str, Stored] = dataclasses.field(default_factory=dict)
 
 
 def _warn(line: str) -> None:
     warnings.warn(line, stacklevel=3)  # of who calls load
 
 
-def load(config: ml_collections.ConfigDict, report: Callable[[str], None] = _warn) -> Dataset:
+def load(
+    config: ml_collections.ConfigDict,
+    report: Callable[[str], None] = _warn,
+    raw: Raw | None = None,
+) -> Dataset:
     """Opens the data set that `config.data` names; nothing is downloaded.
 
     Args:
       config: `config.data`.
       report: called with each line about what a person may miss in it: files that are left out,
         classes that are not evaluated.
+      raw: what its source has; None: it is asked.
 
     Raises:
       UserError: if it is not there, or is none.
     """
-    raw = SOURCES[config.source](config)
+    if raw is None:
+        raw = SOURCES[config.source](config)
     for line in raw.notes:
         report(line)
-    bad = BadImages(int(config.max_bad * (len(raw.train) + len(raw.test))))
+    stored = _stored(raw, config)
+    bad = BadImages(int(config.max_bad * sum(map(len, stored.values()))))
     threads = config.threads or os.cpu_count() or 1
-    size = image_size(config)
-    train = readable(raw.train, config, size, raw.channels, bad)
-    if config.test_crops == 1:
-        test = readable(raw.test, config, size, raw.channels, bad)
-    elif isinstance(raw.test, ArraySource):
-        raise UserError(
-            f"config.data.test_crops {config.test_crops} are of image files, which are resized to "
-            f"config.data.eval_resize; the images of {config.source!r} have a size of their own."
-        )
-    else:
-        test = readable(raw.test, config, config.eval_resize, raw.channels, bad)
-    if config.crop == "center":
-        train, test = (_in_memory(source, threads) for source in (train, test))
+    size, in_memory = image_size(config), config.crop == "center" and not raw.image_shape
+    parts: dict[str, ArraySource | DecodedSource] = {}
+    for part, examples in stored.items():
+        larger = part != "train" and config.test_crops > 1
+        source = readable(raw, examples, config, config.eval_resize if larger else size, bad)
+        parts[part] = _in_memory(source, threads) if in_memory else source
+    train, test = parts["train"], parts["test"]
     mean, std = config.mean or raw.mean, config.std or raw.std
     if not mean:
         mean, std = _statistics(_sample(train if len(train) else test).images)
@@ -185,7 +203,27 @@ def load(config: ml_collections.ConfigDict, report: Callable[[str], None] = _war
     )
     # One thread is enough for arrays.
     threads = threads if isinstance(train, DecodedSource) else 1
-    return Dataset(train, test, description, bad, threads, config.test_crops)
+    further = {name: parts[f"eval_{name}"] for name in raw.further}
+    val = parts.get("val")
+    return Dataset(train, test, description, bad, threads, config.test_crops, val, further)
+
+
+def _stored(raw: Raw, config: ml_collections.ConfigDict) -> dict[str, Stored]:
+    """The examples of 'train' and 'test', of 'val' where there are some, and of 'eval_NAME'."""
+    if config.test_crops > 1 and (isinstance(raw.test, ArraySource) or raw.image_shape):
+        raise UserError(
+            f"config.data.test_crops {config.test_crops} are of image files, which are resized to "
+            f"config.data.eval_resize; the images of {config.source!r} have a size of their own."
+        )
+    if raw.val is not None and config.val_share:
+        raise UserError(
+            f"config.data.val_share {config.val_share:g} must be 0: the images of "
+            f"{config.source!r} have some to validate on already."
+        )
+    train, val = shares.divided(raw.train, config, len(raw.label_names))
+    val = raw.val if val is None else val
+    parts = {"train": train, "test": raw.test} | ({} if val is None else {"val": val})
+    return parts | {f"eval_{name}": part for name, part in raw.further.items()}
 
 
 def image_size(config: ml_collections.ConfigDict) -> int:
@@ -209,35 +247,37 @@ def image_size(config: ml_collections.ConfigDict) -> int:
 
 
 def readable(
-    examples: ArraySource | EncodedExamples,
-    config: ml_collections.ConfigDict,
-    size: int,
-    channels: int,
-    bad: BadImages,
+    raw: Raw, examples: Stored, config: ml_collections.ConfigDict, size: int, bad: BadImages
 ) -> ArraySource | DecodedSource:
     """A source of what is stored, decoded as `config.data` says.
 
     Args:
-      examples: as they are stored.
+      raw: tells what is stored.
+      examples: of it.
       config: `config.data`.
       size: side of decoded images, pixels.
-      channels: of them.
       bad: takes down what cannot be read.
     """
     if isinstance(examples, ArraySource):
         return examples
-    resize = config.eval_resize or size
+    if raw.image_shape:
 
-    def decode_test(data: bytes, rng: np.random.Generator) -> np.ndarray:
+        def as_it_is(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            return image
+
+        return DecodedSource(examples, as_it_is, as_it_is, raw.image_shape, bad)
+    resize, channels = config.eval_resize or size, raw.channels
+
+    def decode_test(data: decoding.Picture, rng: np.random.Generator) -> np.ndarray:
         return decoding.center_crop(data, size, resize=resize, channels=channels)
 
-    def resized(data: bytes, rng: np.random.Generator) -> np.ndarray:
+    def resized(data: decoding.Picture, rng: np.random.Generator) -> np.ndarray:
         scale, ratio = config.crop_scale, config.crop_ratio
         return decoding.random_resized_crop(
             data, size, rng, scale=scale, ratio=ratio, channels=channels
         )
 
-    def scaled(data: bytes, rng: np.random.Generator) -> np.ndarray:
+    def scaled(data: decoding.Picture, rng: np.random.Generator) -> np.ndarray:
         shorter = config.crop_shorter
         return decoding.scale_crop(data, size, rng, shorter=shorter, channels=channels)
 
@@ -377,6 +417,21 @@ def prepared_by_tfds(config: ml_collections.ConfigDict) -> Raw:
         mean=usual.mean if usual else (),
         std=usual.std if usual else (),
         channels=found.image_shape[-1] or 3,
+        val=found.val if found.val is None or found.encoded else _stacked(found.val),
+    )
+
+
+def given_by_the_caller(config: ml_collections.ConfigDict) -> NoReturn:
+    """Images that nobody but the caller has: see resflax.data.given.
+
+    Raises:
+      UserError: always; what to pass.
+    """
+    raise UserError(
+        "config.data.source 'given' stands for images of the caller's own, which no directory has: "
+        "pass them as dataset=..., or name other ones of the same size and classes, such as "
+        "{'source': 'folder', 'folder.path': 'DIR', 'image_size': N} (--data source=folder "
+        "--data folder.path=DIR --data image_size=N)."
     )
 
 
@@ -390,6 +445,7 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Raw]] = {
     "folder": image_folder,
     "arrays": saved_arrays,
     "tfds": prepared_by_tfds,
+    "given": given_by_the_caller,
 }
 
 

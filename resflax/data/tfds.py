@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -144,6 +145,7 @@ class TfdsDataset:
       image_shape: (H, W, C); None where it varies.
       encoded: whether images are bytes of JPEGs or PNGs; else they are uint8 [H, W, C].
       where: its directory.
+      val: those to choose the best state by; None: none are named.
     """
 
     train: TfdsSource
@@ -152,6 +154,7 @@ class TfdsDataset:
     image_shape: tuple[int | None, ...]
     encoded: bool
     where: pathlib.Path
+    val: TfdsSource | None = None
 
 
 def open_dataset(
@@ -160,6 +163,7 @@ def open_dataset(
     data_dir: str | pathlib.Path = "",
     train_split: str = "",
     test_split: str = "",
+    val_split: str = "",
 ) -> TfdsDataset:
     """Opens a prepared data set.
 
@@ -169,10 +173,12 @@ def open_dataset(
       train_split: to train on, in TFDS' notation, as 'train[:90%]'; '': that of DEFAULTS,
         or 'train'.
       test_split: to evaluate on, likewise, or 'test'.
+      val_split: to choose the best state by, with none of the images to train on; '': none.
 
     Raises:
       TfdsError: if it is not there, holds no labelled images, lacks a split or a file, or has the
-        format TFRecord and TensorFlow is not installed or the data set too large.
+        format TFRecord and TensorFlow is not installed or the data set too large; or if images to
+        train on are to be validated on too.
     """
     where = find(name, data_dir)
     random_access = [kind for kind in _RANDOM_ACCESS if kind in formats(where)]
@@ -201,11 +207,14 @@ def open_dataset(
         if isinstance(kind, tfds.features.Image)
     }
     read = _at_random if random_access else _in_memory
-    for field, split in (("train_split", train_split), ("test_split", test_split)):
-        _check_split(builder, field, split, where)
+    splits = {"train": train_split, "test": test_split}
+    splits |= {"val": val_split} if val_split else {}
+    for part, split in splits.items():
+        _check_split(builder, f"{part}_split", split, where)
+    if val_split:
+        _check_apart(builder, train_split, val_split, where)
     return TfdsDataset(
-        train=TfdsSource(read(builder, train_split, decoders, where), train_split, where),
-        test=TfdsSource(read(builder, test_split, decoders, where), test_split, where),
+        **{p: TfdsSource(read(builder, s, decoders, where), s, where) for p, s in splits.items()},
         label_names=label_names,
         image_shape=features["image"].shape,
         encoded=encoded,
@@ -356,6 +365,26 @@ def _check_split(builder: Any, field: str, split: str, where: pathlib.Path) -> N
         raise TfdsError(
             f"{where} is not whole: {missing[0].name} is missing, one of {len(missing)} such files."
         )
+
+
+def _check_apart(builder: Any, train_split: str, val_split: str, where: pathlib.Path) -> None:
+    """That no image is both to train on and to validate on."""
+    for file, start, end in _spans(builder, train_split):
+        for other, first, last in _spans(builder, val_split):
+            if file == other and start < last and first < end:
+                raise TfdsError(
+                    f"config.data.tfds.val_split {val_split!r} of {where} has images of "
+                    f"train_split {train_split!r}; apart are such as 'train[90%:]' and "
+                    "'train[:90%]'."
+                )
+
+
+def _spans(builder: Any, split: str) -> list[tuple[str, int, float]]:
+    """The examples of each file that a split has: the first one, and the one after the last."""
+    return [
+        (part.filename, part.skip, part.skip + part.take if part.take >= 0 else math.inf)
+        for part in builder.info.splits[split].file_instructions
+    ]
 
 
 def _at_random(builder: Any, split: str, decoders: dict[str, Any], where: pathlib.Path) -> Records:

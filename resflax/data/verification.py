@@ -29,15 +29,14 @@ def verify(config: ml_collections.ConfigDict) -> int:
     raw = sources.SOURCES[config.data.source](config.data)
     for line in raw.notes:
         console.print(line, markup=False, soft_wrap=True)
-    total = len(raw.train) + len(raw.test)
+    stored = [part for part in (raw.train, raw.val, raw.test) if part is not None]
+    total = sum(map(len, stored))
     bad = BadImages(total)
-    train, test = (
-        sources.readable(part, config.data, sources.image_size(config.data), raw.channels, bad)
-        for part in (raw.train, raw.test)
-    )
+    size = sources.image_size(config.data)
+    parts = [sources.readable(raw, part, config.data, size, bad) for part in stored]
     batches = [
         (part, np.arange(start, min(start + _BATCH, len(part))))
-        for part in (train, test)
+        for part in parts
         for start in range(0, len(part), _BATCH)
     ]
     counts = np.zeros(len(raw.label_names), np.int64)
@@ -52,7 +51,7 @@ def verify(config: ml_collections.ConfigDict) -> int:
     for line in bad:
         console.print(line, markup=False, soft_wrap=True)
     console.print(
-        f"{len(train):,} training and {len(test):,} test images, "
+        f"{total - len(raw.test):,} training and {len(raw.test):,} test images, "
         f"{len(counts)} labels, {counts.min():,} to {counts.max():,} readable ones of each; "
         f"{len(bad)} of {total:,} cannot be read",
         soft_wrap=True,

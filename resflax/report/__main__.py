@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show(compared: study.Study, console: rich.console.Console) -> None:
     console.print(table.summary(compared), style="bold", soft_wrap=True, markup=False)
     table.show(compared, console)
-    console.print(table.LEGEND, style="dim", soft_wrap=not console.is_terminal, markup=False)
+    legend = table.legend(compared)
+    console.print(legend, style="dim", soft_wrap=not console.is_terminal, markup=False)
     for path, note in compared.notes:
         console.print(f"{path}: {note}", soft_wrap=True, markup=False)
 

@@ -67,12 +67,27 @@ class Group:
     @property
     def final_error(self) -> Statistic | None:
         """Top-1 error after the last step, per cent."""
-        return Statistic.of(100 - 100 * run.result["eval/top1"] for run in self.finished)
+        return self._error("eval/top1")
 
     @property
     def best_error(self) -> Statistic | None:
         """Top-1 error at each run's best evaluation, per cent."""
-        return Statistic.of(100 - 100 * run.result["best/top1"] for run in self.finished)
+        return self._error("best/top1")
+
+    @property
+    def test_error(self) -> Statistic | None:
+        """Top-1 error of the test images after the last step, of runs that validated on others."""
+        return self._error("test/top1")
+
+    @property
+    def best_test_error(self) -> Statistic | None:
+        """Likewise, at each run's best evaluation."""
+        return self._error("best/test_top1")
+
+    def _error(self, name: str) -> Statistic | None:
+        """100 - 100 x a share, of the runs that have it, per cent."""
+        shares = (run.result[name] for run in self.finished if name in run.result)
+        return Statistic.of(100 - 100 * share for share in shares)
 
     @property
     def accuracy(self) -> Statistic | None:

@@ -23,6 +23,11 @@ LEGEND = (
     "one image. Seconds: of a whole run, all its starts."
 )
 
+TEST_LEGEND = (
+    "Runs that have a test error chose their best by other images, set aside to validate on: their "
+    "error is of those."
+)
+
 CAPTION = (
     "Accuracy: after the last step. Bars and bands: one standard deviation over seeds, to either "
     "side. Dashed curves: no run of the configuration has finished."
@@ -31,14 +36,9 @@ CAPTION = (
 # Wider than any table, characters.
 _WIDEST = 100_000
 
-_NUMBERS = (
-    "n",
-    "final error, %",
-    "best error, %",
-    "parameters",
-    "MACs",
-    "seconds",
-)
+# Columns with an error, and which of a group it is.
+_ERRORS = {"final error, %": "final_error", "best error, %": "best_error"}
+_TEST_ERRORS = {"final test error, %": "test_error", "best test error, %": "best_test_error"}
 
 _STYLE = (
     "body{font:15px/1.4 sans-serif;color:#333;max-width:70em;margin:2em auto}"
@@ -50,7 +50,7 @@ _STYLE = (
 def headings(study: Study) -> list[str]:
     """Of the columns: what varies, or the network if nothing does, and the numbers."""
     fields = [study.labels[field] for field in study.fields]
-    return [*(fields or ["network"]), *_NUMBERS]
+    return [*(fields or ["network"]), "n", *_errors(study), "parameters", "MACs", "seconds"]
 
 
 def rows(study: Study) -> Iterator[list[str]]:
@@ -63,11 +63,21 @@ def rows(study: Study) -> Iterator[list[str]]:
         yield [
             *(settings or [study.common["model.name"]]),
             _count(group),
-            _spread(group.final_error, 2),
-            _spread(group.best_error, 2),
+            *(_spread(getattr(group, name), 2) for name in _errors(study).values()),
             *size,
             _spread(group.seconds, 1),
         ]
+
+
+def _errors(study: Study) -> dict[str, str]:
+    """The columns with errors: of the test images too, where some runs validated on others."""
+    tested = any(group.test_error for group in study.groups)
+    return _ERRORS | _TEST_ERRORS if tested else _ERRORS
+
+
+def legend(study: Study) -> str:
+    """What the columns are."""
+    return LEGEND if _errors(study) is _ERRORS else f"{LEGEND} {TEST_LEGEND}"
 
 
 def summary(study: Study) -> str:
@@ -125,7 +135,7 @@ def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
     lines = [f"{_escape(summary(study))}.", "", _line(names)]
     lines += [f"|{'---|' * text}{'---:|' * (len(names) - text)}"]
     lines += [_line(cells) for cells in rows(study)]
-    lines += ["", LEGEND]
+    lines += ["", legend(study)]
     if study.notes:
         lines += ["", *(f"- `{path}`: {_escape(note)}" for path, note in study.notes)]
     if pictures:
@@ -143,7 +153,7 @@ def page(study: Study, pictures: Sequence[str] = ()) -> str:
         f"<style>{_STYLE}</style>\n<p>{found}.</p>\n<table>",
         _row("th", headings(study), text),
         *(_row("td", cells, text) for cells in rows(study)),
-        f"</table>\n<p>{LEGEND}</p>",
+        f"</table>\n<p>{legend(study)}</p>",
     ]
     if study.notes:
         lines.append("<ul>")
@@ -162,13 +172,14 @@ def comma_separated(study: Study) -> str:
     """The numbers with all their digits, and the full names of the fields; nothing is rounded."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    spreads = ("final_top1_error_percent", "best_top1_error_percent", "seconds")
+    errors = _errors(study).values()
+    spreads = [*(name.replace("_error", "_top1_error_percent") for name in errors), "seconds"]
     names = [f"{name}_{part}" for name in spreads for part in ("mean", "std")]
     writer.writerow([*(study.fields or ["model.name"]), "runs", "n", *names, "params", "macs"])
     for group in study.groups:
         settings = [text_of(group.settings[field]) for field in study.fields]
         numbers: list[float | str | None] = []
-        for statistic in (group.final_error, group.best_error, group.seconds):
+        for statistic in (*(getattr(group, name) for name in errors), group.seconds):
             numbers += [None, None] if statistic is None else [statistic.mean, statistic.std]
         size = [None, None] if group.size is None else [group.size.params, group.size.macs]
         writer.writerow(
