@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import optax
 
     from resflax.checkpoint import Run
-    from resflax.data.sources import Dataset
+    from resflax.data.given import Given
     from resflax.losses import Distillation, Loss
 
 __version__ = "0.1.0"
@@ -79,7 +79,7 @@ def train_and_evaluate(
     model: "nn.Module | None" = None,
     loss: "Loss | Distillation | None" = None,
     optimizer: "optax.GradientTransformation | None" = None,
-    dataset: "Dataset | None" = None,
+    dataset: "Given | None" = None,
 ) -> dict[str, float]:
     """Trains the network that a config describes, or goes on where `workdir` stopped.
 
@@ -90,7 +90,7 @@ def train_and_evaluate(
         (images [N, H, W, C], train=...) -> logits [N, K].
       loss: from logits [N, K] and targets, classes [N] or probabilities [N, K], to [N].
       optimizer: that takes mean gradients; its learning rate is its own.
-      dataset: instead of the one of `config.data`.
+      dataset: images and labels, instead of those of `config.data`: see resflax.data.given.
 
     Returns:
       'eval/loss' (nats), 'eval/top1' and 'eval/top5' (fractions) after the last step, 'best/top1'
@@ -100,13 +100,13 @@ def train_and_evaluate(
       UserError: for bad input; nothing was overwritten. See resflax.train.train_and_evaluate.
     """
     from resflax import train
+    from resflax.data import given
     from resflax.parts import Parts
     from resflax.process import arguments
 
     folder = pathlib.Path(os.path.realpath(arguments.path(pathlib.Path(workdir))))
-    return train.train_and_evaluate(
-        config, folder, Parts.of_objects(model, loss, optimizer, dataset)
-    )
+    parts = Parts.of_objects(model, loss, optimizer, dataset)
+    return train.train_and_evaluate(given.described(config, dataset), folder, parts)
 
 
 def from_torch(

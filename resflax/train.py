@@ -16,7 +16,7 @@ import optax
 from resflax import build, checkpoint, optimizers, transfer, validation
 from resflax import config as config_lib
 from resflax.analysis.monitor import Monitor
-from resflax.data import given, pipeline, sources
+from resflax.data import pipeline, sources
 from resflax.errors import UserError
 from resflax.evaluate import evaluator
 from resflax.models import count, repeat
@@ -82,7 +82,7 @@ def train_and_evaluate(
       Stopped: if a signal asked for it; the state was saved.
     """
     with contextlib.ExitStack() as held:
-        return _train(given.described(config, parts.dataset), workdir, parts, held)
+        return _train(config, workdir, parts, held)
 
 
 def _train(

@@ -16,6 +16,7 @@ from resflax.analysis import subject
 from resflax.data import folder, given, resident, sources
 from resflax.data.examples import ArraySource, DecodedSource
 from resflax.errors import UserError
+from resflax.parts import Parts
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (64, 16, 16, 3), np.uint8)
@@ -341,9 +342,16 @@ def test_a_run_goes_on_with_its_images_bit_for_bit(tmp_path):
     assert whole["eval_same/loss"] == whole["eval/loss"]
     again = evaluate.evaluate_run(tmp_path / "run", dataset=ARRAYS)
     assert again["loss"] == pytest.approx(found["eval/loss"], rel=1e-6)
-    assert len(subject.from_run(tmp_path / "run", images=4, dataset=ARRAYS).images) == 4
+    assert (
+        len(
+            subject.from_run(
+                tmp_path / "run", images=4, parts=Parts.of_objects(dataset=ARRAYS)
+            ).images
+        )
+        == 4
+    )
     for function in (evaluate.evaluate_run, lambda run: subject.from_run(run, images=4)):
-        with pytest.raises(UserError, match=r"source 'given' .* pass them as dataset=\.\.\."):
+        with pytest.raises(UserError, match=r"data set of .* \(get_dataset: given in train_and_"):
             function(tmp_path / "run")
     other = ARRAYS | {"train_images": IMAGES // 2}
     with pytest.raises(UserError, match=r"config or data were others \(data mean"):

@@ -74,7 +74,7 @@ def parts(**functions):
         ({"get_loss": lambda c: lambda x, y: x.mean()}, r"the loss .* gives \(\) for \(2, 10\)"),
         ({"get_loss": lambda c: lambda x: x}, "TypeError: "),
         ({"get_optimizer": lambda c, s: s}, r"get_optimizer\(\) gives .* an optax"),
-        ({"get_dataset": lambda c: [1]}, r"get_dataset\(\) gives list; it must return a resflax"),
+        ({"get_dataset": lambda c: [1]}, r"get_dataset\(\) gives list; it must return images"),
         ({"get_dataset": 3}, "get_dataset must be a function"),
     ],
 )

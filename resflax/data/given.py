@@ -54,7 +54,7 @@ class GivenError(UserError):
 
 
 def described(config: ml_collections.ConfigDict, dataset: object) -> ml_collections.ConfigDict:
-    """The config of a run; a copy whose source is 'given', if a data set is, or a function of one."""
+    """The config of a run; a copy whose source is 'given', if a data set is, or made."""
     if dataset is None or config.data.source == "given":
         return config
     config = copy.deepcopy(config)

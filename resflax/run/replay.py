@@ -9,7 +9,6 @@ import numpy as np
 
 from resflax import build, checkpoint, optimizers, train, validation
 from resflax import config as config_lib
-from resflax.data import given
 from resflax.parallel import data_parallel
 from resflax.parts import NONE, Parts
 from resflax.process import distributed
@@ -35,7 +34,6 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path, parts: Part
     Raises:
       UserError: if no step of the run failed, another config is given, or the run is at work.
     """
-    config = given.described(config, parts.dataset)
     validation.validate(config, jax.device_count(), parts.own)
     failure = Failure.read(workdir)
     if changes := config_lib.difference(workdir_lib.read_config(workdir), config):
