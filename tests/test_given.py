@@ -342,14 +342,8 @@ def test_a_run_goes_on_with_its_images_bit_for_bit(tmp_path):
     assert whole["eval_same/loss"] == whole["eval/loss"]
     again = evaluate.evaluate_run(tmp_path / "run", dataset=ARRAYS)
     assert again["loss"] == pytest.approx(found["eval/loss"], rel=1e-6)
-    assert (
-        len(
-            subject.from_run(
-                tmp_path / "run", images=4, parts=Parts.of_objects(dataset=ARRAYS)
-            ).images
-        )
-        == 4
-    )
+    looked_at = subject.from_run(tmp_path / "run", images=4, parts=Parts.of_objects(dataset=ARRAYS))
+    assert len(looked_at.images) == 4
     for function in (evaluate.evaluate_run, lambda run: subject.from_run(run, images=4)):
         with pytest.raises(UserError, match=r"data set of .* \(get_dataset: given in train_and_"):
             function(tmp_path / "run")
