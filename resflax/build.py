@@ -14,6 +14,7 @@ from resflax.data import augmentation, mixing, pipeline, resident, sources
 from resflax.errors import UserError
 from resflax.parallel import DataParallel
 from resflax.parts import NONE, Parts
+from resflax.run.calendar import Calendar
 from resflax.train_state import TrainState, create_train_state
 
 
@@ -164,6 +165,20 @@ def train_step(
 def _with_loss(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step from a state, a batch and the loss, whose arrays are then arguments when compiled."""
     return lambda state, batch, loss: step(state, batch, loss=loss)
+
+
+def calendar(
+    config: ml_collections.ConfigDict, steps_per_epoch: int, *, on_devices: bool
+) -> Calendar:
+    """The steps of a run: see steps_per_call for the arguments and errors."""
+    total_steps = max(1, round(config.train.epochs * steps_per_epoch))
+    return Calendar(
+        total_steps,
+        steps_per_epoch,
+        steps_per_call(config, steps_per_epoch, total_steps, on_devices=on_devices),
+        config.eval.every_epochs,
+        config.checkpoint.every_epochs,
+    )
 
 
 def steps_per_call(

@@ -19,10 +19,12 @@ from resflax import checkpoint, metrics, steps
 from resflax.data import augmentation, given, pipeline, sources, transforms
 from resflax.data.examples import Source
 from resflax.errors import UserError
+from resflax.models import repeat
 from resflax.parallel import DataParallel, data_parallel
 from resflax.parts import CONFIG_FILE_HELP, NONE, Parts
-from resflax.process import runtime
+from resflax.process import distributed, runtime
 from resflax.process.arguments import Parser, assignment, tell, values
+from resflax.train_state import TrainState
 
 # Batches on the devices whose sums have not been read: enough to keep the devices busy.
 _AHEAD = 4
@@ -78,6 +80,56 @@ def evaluator(
         return {name: total[name] / total["count"] for name in total if name != "count"}
 
     return evaluate
+
+
+def unchosen(
+    evaluate: Callable[..., dict[str, float]],
+    dataset: sources.Dataset,
+    state: TrainState,
+    best_step: int,
+    restore: Callable[[int], Any],
+    parallel: DataParallel,
+    report: Callable[[str], None],
+) -> dict[str, float]:
+    """The metrics of images that no state was chosen by: of further sets, and of the test images.
+
+    The best state is read from its checkpoint, unless it is the last; where it is damaged, a line
+    says so, and its metrics are left out.
+
+    Args:
+      evaluate: see evaluator.
+      dataset: of the run; its test images count where it has others to validate on.
+      state: after the last step.
+      best_step: of the best state; 0: none was finite.
+      restore: the variables of a step.
+      parallel: lays them over the devices.
+      report: called with the line.
+
+    Returns:
+      'eval_NAME/loss' and so on, 'test/loss' and so on, and 'best/test_loss' and so on.
+    """
+    result: dict[str, float] = {}
+    for name, source in dataset.further.items():
+        result |= named(f"eval_{name}/", evaluate(state.eval_variables, source))
+    if dataset.val is None:  # the test images were evaluated all along
+        return result
+    best = evaluate(state.eval_variables)
+    result |= named("test/", best)
+    if best_step and best_step != int(parallel.single(state).step):
+        distributed.on_first(lambda: True)  # which has written what all are to read
+        try:
+            variables = restore(best_step)
+        except checkpoint.CheckpointError as error:
+            report(f"The best state is not tested: {error}")
+            return result
+        packed = repeat.pack(jax.device_get(variables), state.loops)
+        best = evaluate(parallel.replicate(packed))
+    return result | (named("best/test_", best) if best_step else {})
+
+
+def named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics under longer names: 'top1' -> 'eval/top1'."""
+    return {f"{prefix}{name}": value for name, value in metrics.items()}
 
 
 def ten_crop(apply_fn: Callable[..., Any], size: int) -> Callable[..., Any]:

@@ -3,28 +3,28 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
-import flax.linen as nn
 import jax
 import ml_collections
 import optax
 
 from resflax import build, checkpoint, optimizers, transfer, validation
 from resflax import config as config_lib
-from resflax.analysis.monitor import Monitor
+from resflax.analysis import monitor
 from resflax.data import pipeline, sources
 from resflax.errors import UserError
-from resflax.evaluate import evaluator
-from resflax.models import count, repeat
+from resflax.evaluate import evaluator, named, unchosen
+from resflax.models import repeat
 from resflax.parallel import DataParallel, data_parallel
 from resflax.parts import NONE, Parts, unmapped
 from resflax.process import distributed
-from resflax.run import failure, interruption, lock
+from resflax.run import failure, interruption, lock, summary
 from resflax.run import workdir as workdir_lib
+from resflax.run.calendar import Calendar
 from resflax.run.console import Console
 from resflax.run.progress import Progress
 from resflax.run.writers import Attempts, MetricWriter
@@ -104,23 +104,20 @@ def _train(
     loss = build.loss(config, dataset, parallel, parts)
     parts.try_out(config, model, loss, dataset.description)
     batches, examples = build.training_data(config, dataset, parallel)
-    total_steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
-    steps_per_call = build.steps_per_call(
-        config, batches.steps_per_epoch, total_steps, on_devices=bool(examples)
-    )
+    calendar = build.calendar(config, batches.steps_per_epoch, on_devices=bool(examples))
     schedule = optimizers.learning_rate(config, batches.steps_per_epoch)
     optimizer = build.optimizer(config, schedule, parts)
     distributed.on_first(lambda: workdir_lib.make(workdir))
     own = held.enter_context(lock.held(workdir, console.print, distributed.on_first))
     distributed.on_first(lambda: workdir_lib.open_run(workdir, config, checkpoint.configs(workdir)))
     distributed.on_first(lambda: workdir_lib.open_parts(workdir, parts.named(model, dataset)))
-    _introduce(console, config, model, dataset, parallel, workdir)
+    summary.introduce(console, config, model, dataset, parallel, workdir)
     state = build.create_state(
         config, model, dataset, optimizer, parallel, packed=parts.optimizer is None
     )
     train_step = {
         n: build.train_step(config, dataset, parallel, loss, n, on_devices=bool(examples))
-        for n in {1, steps_per_call}
+        for n in {1, calendar.steps_per_call}
     }
     evaluate = evaluator(state.apply_fn, dataset, config.eval.batch_size, parallel)
 
@@ -135,34 +132,34 @@ def _train(
         stack.callback(note_bad)
         state = resume(state, config, parts, dataset, checkpointer, batches, parallel, console)
         step = first_step = int(parallel.single(state).step)
-        distributed.on_first(lambda: _begin(workdir, config, dataset, first_step, total_steps))
+        distributed.on_first(lambda: _begin(workdir, config, dataset, first_step, calendar))
         if first_step:
-            console.print(f"resumed after step {first_step} of {total_steps}")
+            console.print(f"resumed after step {first_step} of {calendar.total_steps}")
 
         writer = None
         if is_main:
             writer = stack.enter_context(MetricWriter(workdir, first_step, console.print))
-        progress = _progress(config, dataset, batches, total_steps, schedule, console, writer)
-        look = _looker(config, model, dataset, parallel, progress)
+        progress = _progress(config, dataset, calendar, schedule, console, writer)
+        every = config.analysis.every if is_main else 0
+        look = monitor.watcher(every, unmapped(model), dataset)
         stack.push(failure.recorder(workdir, batches, parallel.single(state)))
-        stack.enter_context(console.bar(first_step, total_steps))
+        stack.enter_context(console.bar(first_step, calendar.total_steps))
 
         results = None
         best = checkpointer.best or (0, 0.0)
         pending: _Call | None = None
-        calls = _calls(config, steps_per_call, step, total_steps, batches)
-        for count, batch in batches.take(calls):
+        for count, batch in batches.take(calendar.calls(step)):
             waited = batches.waited and pending is not None and pending.is_done
             state, metrics = train_step[count](state, batch, *examples)
             # The host reads the last call's metrics while the devices work on this one.
             if pending is not None:
                 pending.tell(progress, parallel)
             step += count
-            look(step, count, state)
+            if numbers := look(step, count, functools.partial(_variables, state, parallel)):
+                progress.look(step, numbers)
             pending = _Call(step, count, metrics, waited)
-            stops = asked_to_stop(step) if step < total_steps else None
-            saves = _due(step, config.checkpoint.every_epochs, batches, total_steps)
-            evaluates = saves or _due(step, config.eval.every_epochs, batches, total_steps)
+            stops = asked_to_stop(step) if step < calendar.total_steps else None
+            saves, evaluates = calendar.saves(step), calendar.evaluates(step)
             if not (evaluates or stops):
                 continue
             distributed.on_first(own.check)
@@ -186,46 +183,21 @@ def _train(
         if results is None:  # there was no step left to do
             results = evaluate(state.eval_variables, dataset.evaluated)
 
-    further: dict[str, float] = {}
-    for name, source in dataset.further.items():
-        further |= _named(f"eval_{name}/", evaluate(state.eval_variables, source))
-    if dataset.val is not None:  # else the test images were evaluated all along
-        further |= _tested(state, best[0], evaluate, workdir, parallel, console)
-    result = _result(results, best, time.monotonic() - start) | further
+    further = unchosen(
+        evaluate,
+        dataset,
+        state,
+        best[0],
+        lambda step: checkpoint.restore_model(workdir, step, parts=parts).variables,
+        parallel,
+        console.print,
+    )
+    chosen = {"best/step": best[0], "best/top1": best[1], "seconds": time.monotonic() - start}
+    result = named("eval/", results) | chosen | further
     if is_main:
         workdir_lib.write_result(workdir, result)
-    _conclude(console, workdir, result, best[0] / batches.steps_per_epoch)
+    summary.conclude(console, workdir, result, best[0] / batches.steps_per_epoch)
     return result
-
-
-def _tested(
-    state: TrainState,
-    best_step: int,
-    evaluate: Callable[..., dict[str, float]],
-    workdir: pathlib.Path,
-    parallel: DataParallel,
-    console: Console,
-) -> dict[str, float]:
-    """The metrics of the test images, which nothing was chosen by: of the last and the best state.
-
-    The best state is read from its checkpoint, unless it is the last; where it is damaged, a line
-    says so, and its metrics are left out.
-    """
-    last = evaluate(state.eval_variables)
-    result = _named("test/", last)
-    if not best_step:
-        return result
-    best = last
-    if best_step != int(parallel.single(state).step):
-        distributed.on_first(lambda: True)  # which has written what all are to read
-        try:
-            variables = checkpoint.restore_model(workdir, best_step).variables
-        except checkpoint.CheckpointError as error:
-            console.print(f"The best state is not tested: {error}")
-            return result
-        packed = repeat.pack(jax.device_get(variables), state.loops)
-        best = evaluate(parallel.replicate(packed))
-    return result | _named("best/test_", best)
 
 
 def _begin(
@@ -233,13 +205,13 @@ def _begin(
     config: ml_collections.ConfigDict,
     dataset: sources.Dataset,
     first_step: int,
-    total_steps: int,
+    calendar: Calendar,
 ) -> None:
     """Notes what this start of the run is, where all that it needs is there."""
-    if first_step > total_steps:
+    if first_step > calendar.total_steps:
         raise UserError(
-            f"config.train.epochs {config.train.epochs:g} ends after step {total_steps}, and the "
-            f"run in {workdir} is at step {first_step} already; take another --workdir."
+            f"config.train.epochs {config.train.epochs:g} ends after step {calendar.total_steps}, "
+            f"and the run in {workdir} is at step {first_step} already; take another --workdir."
         )
     if first_step:
         workdir_lib.require_same_data(workdir, dataset.description)
@@ -277,8 +249,7 @@ def _checkpointer(
 def _progress(
     config: ml_collections.ConfigDict,
     dataset: sources.Dataset,
-    batches: pipeline.TrainBatches,
-    total_steps: int,
+    calendar: Calendar,
     schedule: optax.Schedule,
     console: Console,
     writer: MetricWriter | None,
@@ -287,36 +258,13 @@ def _progress(
         console,
         writer,
         optimizers.on_processor(schedule),
-        total_steps=total_steps,
-        steps_per_epoch=batches.steps_per_epoch,
+        total_steps=calendar.total_steps,
+        steps_per_epoch=calendar.steps_per_epoch,
         batch_size=config.train.batch_size,
         every_steps=config.log.every_steps,
         num_classes=dataset.description.num_classes,
         max_skips=config.train.max_skips,
     )
-
-
-def _looker(
-    config: ml_collections.ConfigDict,
-    model: nn.Module,
-    dataset: sources.Dataset,
-    parallel: DataParallel,
-    progress: Progress,
-) -> Callable[[int, int, TrainState], None]:
-    """Looks at the network's blocks every so many steps; on the first process alone."""
-    every = config.analysis.every
-    if not every or jax.process_index() > 0:
-        return lambda step, count, state: None
-    monitor = Monitor(unmapped(model), dataset)
-
-    def look(step: int, count: int, state: TrainState) -> None:
-        if step // every > (step - count) // every:
-            state = parallel.single(state)
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            variables = repeat.unpack(jax.device_get(variables), state.loops)
-            progress.look(step, monitor(variables))
-
-    return look
 
 
 def resume(
@@ -344,99 +292,8 @@ def resume(
     return state
 
 
-def _result(results: dict[str, float], best: tuple[int, float], seconds: float) -> dict[str, float]:
-    chosen = {"best/step": best[0], "best/top1": best[1], "seconds": seconds}
-    return _named("eval/", results) | chosen
-
-
-def _named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}{name}": value for name, value in metrics.items()}
-
-
-def _due(step: int, every_epochs: int, batches: pipeline.TrainBatches, total_steps: int) -> bool:
-    return step % (every_epochs * batches.steps_per_epoch) == 0 or step == total_steps
-
-
-def _calls(
-    config: ml_collections.ConfigDict,
-    steps_per_call: int,
-    first_step: int,
-    total_steps: int,
-    batches: pipeline.TrainBatches,
-) -> Iterator[int]:
-    """How many steps each dispatch takes.
-
-    `steps_per_call`; where an evaluation, a checkpoint or the end is nearer than that, one: so
-    there are two programs to compile, whatever the lengths of epochs and runs.
-    """
-    every_epochs = (config.eval.every_epochs, config.checkpoint.every_epochs)
-    intervals = [epochs * batches.steps_per_epoch for epochs in every_epochs]
-    step = first_step
-    while step < total_steps:
-        left = [steps - step % steps for steps in intervals]
-        fits = steps_per_call <= min(*left, total_steps - step)
-        count = steps_per_call if fits else 1
-        yield count
-        step += count
-
-
-def _introduce(
-    console: Console,
-    config: ml_collections.ConfigDict,
-    model: nn.Module,
-    dataset: sources.Dataset,
-    parallel: DataParallel,
-    workdir: pathlib.Path,
-) -> None:
-    description = dataset.description
-    changes = ", ".join(f"{k} {v}" for k, v in config_lib.model_overrides(config).items())
-    console.print(f"{config.model.name} with {changes}")
-    for part, text in workdir_lib.read_parts(workdir).items():
-        console.print(f"{part} of the user's own: {text}")
-    console.network(count(unmapped(model), description.image_shape))
-    console.network(count(model, description.image_shape))
-    validation_images = f", {len(dataset.val):,} validation" if dataset.val is not None else ""
-    console.print(
-        f"{description.name}: {len(dataset.train):,} training{validation_images} and "
-        f"{len(dataset.test):,} test images, {' x '.join(map(str, description.image_shape))}, "
-        f"{description.num_classes} labels"
-    )
-    left_out = len(dataset.train) % config.train.batch_size
-    console.print(
-        f"{config.train.epochs:g} epochs, batches of {config.train.batch_size}"
-        f"{f' (an epoch leaves out {left_out} images)' if left_out else ''}, "
-        f"{parallel.num_devices} x {jax.devices()[0].device_kind} ({parallel.mode})"
-    )
-    console.print(f"workdir: {workdir}\n")
-
-
-def _conclude(
-    console: Console, workdir: pathlib.Path, result: dict[str, float], best_epoch: float
-) -> None:
-    best = f"best {result['best/top1']:.2%} (step {result['best/step']}, epoch {best_epoch:g})"
-    if not math.isfinite(result["eval/loss"]):
-        console.print("\nThe last evaluation is not finite: the logits of some images are not.")
-    of = " of the validation images" if "test/top1" in result else ""
-    console.print(
-        f"\ntop-1{of} {result['eval/top1']:.2%} after the last step; "
-        f"{best if result['best/step'] else 'none was finite'}; {result['seconds']:.0f} s in all",
-        style="bold",
-    )
-    if not of:
-        console.print(
-            "The best was chosen by the test images; config.data.val_share sets others aside."
-        )
-    elif "best/test_top1" in result:
-        console.print(
-            f"top-1 of the test images {result['test/top1']:.2%} after the last step, "
-            f"{result['best/test_top1']:.2%} at the best one",
-            style="bold",
-        )
-    console.print(
-        f"{workdir}: {workdir_lib.CONFIG}, {workdir_lib.RESULT}, {workdir_lib.METRICS}, "
-        f"{workdir_lib.CURVES}, {workdir_lib.CHECKPOINTS}/, {workdir_lib.EVENTS}/\n"
-        f"To restore it:\n"
-        f"  import resflax\n"
-        f'  run = resflax.restore("{workdir}")  # best=True: the best step\n'
-        f"  logits = run.model.apply(run.variables, run.preprocess(images), train=False)"
-    )
+def _variables(state: TrainState, parallel: DataParallel) -> dict[str, Any]:
+    """The parameters and statistics on the host, each block's by its own name."""
+    state = parallel.single(state)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return repeat.unpack(jax.device_get(variables), state.loops)

@@ -45,6 +45,8 @@ ARROWS = {
     "run.curves": {"figures"},
     "run.workdir": {"config", "data", "disk"},
     "run.console": {"models"},
+    "run.calendar": set(),
+    "run.summary": {"config", "data", "models", "parallel", "parts", "run.console", "run.workdir"},
     "run.writers": {"run.curves", "run.workdir"},
     "run.progress": {"metrics", "run.console", "run.writers"},
     "checkpoint": {
@@ -53,15 +55,16 @@ ARROWS = {
     },
     "run.failure": {"checkpoint", "data", "run.progress", "run.workdir", "train_state"},
     "evaluate": {
-        "checkpoint", "data", "metrics", "parallel", "parts", "process.arguments",
-        "process.runtime", "steps",
+        "checkpoint", "data", "metrics", "models", "parallel", "parts", "process.arguments",
+        "process.distributed", "process.runtime", "steps", "train_state",
     },
     "transfer": {
         "checkpoint", "config", "data", "interop", "models", "parts", "process.arguments",
         "run.workdir", "train_state",
     },
     "build": {
-        "data", "losses", "optimizers", "parallel", "parts", "steps", "train_state", "transfer",
+        "data", "losses", "optimizers", "parallel", "parts", "run.calendar", "steps",
+        "train_state", "transfer",
     },
     "analysis": {
         "checkpoint", "config", "data", "figures", "metrics", "models", "ops", "parts",
@@ -70,9 +73,9 @@ ARROWS = {
     "analyze": {"analysis", "parts", "process.arguments", "process.command", "process.runtime"},
     "train": {
         "analysis", "build", "checkpoint", "config", "data", "evaluate", "models", "optimizers",
-        "parallel", "parts", "process.distributed", "run.console", "run.failure",
-        "run.interruption", "run.lock", "run.progress", "run.workdir", "run.writers",
-        "train_state", "transfer", "validation",
+        "parallel", "parts", "process.distributed", "run.calendar", "run.console",
+        "run.failure", "run.interruption", "run.lock", "run.progress", "run.summary",
+        "run.workdir", "run.writers", "train_state", "transfer", "validation",
     },
     "run.replay": {
         "build", "checkpoint", "config", "optimizers", "parallel", "parts", "process.distributed",

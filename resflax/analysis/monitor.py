@@ -1,6 +1,7 @@
 """What is cheap to know of a network while it trains: its signal, its units and its gates."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,9 @@ import numpy as np
 from resflax.analysis import signal, taps, units
 from resflax.data import augmentation
 from resflax.data.sources import Dataset
+
+# From the last step, the number of steps in its call, and a function that gives the variables.
+Look = Callable[[int, int, Callable[[], dict[str, Any]]], dict[str, float]]
 
 _IMAGES = 32
 _OF_SIGNAL = "variance", "gradient", "parameters"
@@ -48,3 +52,15 @@ class Monitor:
             shares["gates"] = None if u.closed is None or u.open is None else u.closed + u.open
             numbers |= {f"{name}/{u.block}": share for name, share in shares.items()}
         return {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)}
+
+
+def watcher(every: int, model: nn.Module, dataset: Dataset) -> Look:
+    """What a Monitor sees once in so many steps; nothing at the others, or where `every` is 0."""
+    monitor = Monitor(model, dataset) if every else None
+
+    def look(step: int, count: int, variables: Callable[[], dict[str, Any]]) -> dict[str, float]:
+        if monitor is None or step // every == (step - count) // every:
+            return {}
+        return monitor(variables())
+
+    return look
