@@ -62,11 +62,12 @@ class Parts:
         Raises:
           UserError: if one of them is no function.
         """
-        found = {part: names.get(f"get_{part}") for part in NAMES}
-        for part, function in found.items():
+        found = [names.get(f"get_{part}") for part in NAMES]
+        for part, function in zip(NAMES, found, strict=True):
             if function is not None and not callable(function):
                 raise UserError(f"{file}: get_{part} must be a function.")
-        return dataclasses.replace(cls(file=file), **found)
+        model, loss, optimizer, dataset = found
+        return cls(model, loss, optimizer, dataset, file)
 
     @classmethod
     def of_file(cls, config_file: str) -> "Parts":
@@ -87,9 +88,7 @@ class Parts:
         dataset: Any = None,
     ) -> "Parts":
         """Parts that are there already."""
-        given = {"model": model, "loss": loss, "optimizer": optimizer, "dataset": dataset}
-        functions = {name: _always(part) for name, part in given.items() if part is not None}
-        return dataclasses.replace(cls(), **functions)
+        return cls(_always(model), _always(loss), _always(optimizer), _always(dataset))
 
     @property
     def own(self) -> list[str]:
@@ -203,12 +202,12 @@ class Parts:
         return UserError(f"{self.file}: get_{part}() gives {kind}; it must return {right}.")
 
 
-NAMES = ("model", "loss", "optimizer", "dataset")
+NAMES = ("model", "loss", "optimizer", "dataset")  # in the order of the fields
 NONE = Parts()
 
 
-def _always(part: Any) -> Function:
-    return lambda *_: part
+def _always(part: Any) -> Function | None:
+    return None if part is None else lambda *_: part
 
 
 def unmapped(model: nn.Module) -> nn.Module:
