@@ -63,11 +63,12 @@ class Parts:
         Raises:
           UserError: if one of them is no function.
         """
-        found: dict[str, Any] = {part: names.get(f"get_{part}") for part in NAMES}
-        for part, function in found.items():
+        found = [names.get(f"get_{part}") for part in NAMES]
+        for part, function in zip(NAMES, found, strict=True):
             if function is not None and not callable(function):
                 raise UserError(f"{file}: get_{part} must be a function.")
-        return cls(**found, file=file)
+        model, loss, optimizer, dataset = found
+        return cls(model, loss, optimizer, dataset, file)
 
     @classmethod
     def of_file(cls, config_file: str) -> "Parts":
@@ -88,11 +89,7 @@ class Parts:
         dataset: Any = None,
     ) -> "Parts":
         """Parts that are there already."""
-        given = {"model": model, "loss": loss, "optimizer": optimizer, "dataset": dataset}
-        functions: dict[str, Any] = {
-            name: _always(part) for name, part in given.items() if part is not None
-        }
-        return cls(**functions)
+        return cls(_always(model), _always(loss), _always(optimizer), _always(dataset))
 
     @property
     def own(self) -> list[str]:
@@ -208,12 +205,12 @@ class Parts:
         return UserError(f"{self.file}: get_{part}() gives {kind}; it must return {right}.")
 
 
-NAMES = ("model", "loss", "optimizer", "dataset")
+NAMES = ("model", "loss", "optimizer", "dataset")  # in the order of the fields
 NONE = Parts()
 
 
-def _always(part: Any) -> Function:
-    return lambda *_: part
+def _always(part: Any) -> Function | None:
+    return None if part is None else lambda *_: part
 
 
 def _of_images(loss: Loss | Distillation) -> Callable[..., Any]:

@@ -183,7 +183,9 @@ def start(workdir, *flags):
 
 
 @pytest.mark.long
-def test_a_run_of_one_s_own_is_trained_stopped_gone_on_with_evaluated_and_restored(tmp_path):
+def test_a_run_of_one_s_own_is_trained_stopped_gone_on_with_evaluated_and_restored(
+    tmp_path, capsys
+):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     result = start(whole).finish()
     assert (result.code, result.errors) == (0, "")
@@ -209,13 +211,11 @@ def test_a_run_of_one_s_own_is_trained_stopped_gone_on_with_evaluated_and_restor
     assert (result.code, result.errors) == (0, "")
     assert f"resumed after step {step} of" in result.output
 
-    missing = forked.run("resflax.evaluate", "--workdir", str(whole))
-    assert missing.code == 2
-    assert missing.errors.count("\n") == 1
-    assert "--config_file FILE.py" in missing.errors
-    found = forked.run("resflax.evaluate", "--workdir", whole, "--config_file", "tests/own.py")
-    assert found.code == 0
-    assert found.output.startswith("step 6  ")
+    capsys.readouterr()
+    assert evaluate.main(["--workdir", str(whole)]) == 2
+    assert "--config_file FILE.py" in capsys.readouterr().err
+    assert evaluate.main(["--workdir", str(whole), "--config_file", str(OWN)]) == 0
+    assert capsys.readouterr().out.startswith("step 6  ")
     run = resflax.restore(whole, config_file=str(OWN))
     assert type(run.model).__name__ == "Net"
     assert run.load_dataset().description.name == "shapes of my own"
@@ -230,7 +230,7 @@ def test_a_run_of_one_s_own_is_trained_stopped_gone_on_with_evaluated_and_restor
 @pytest.mark.long
 def test_values_of_one_s_own_are_swept(tmp_path):
     command_line = (*CONFIG, "--workdir", str(tmp_path), "--override", "train.epochs=1")
-    result = forked.run("launch.sweep", *command_line)
+    result = forked.Process("launch.sweep", *command_line).finish(600)
     assert result.code == 0, result.output
     for width in (4, 6):
         run = resflax.restore(tmp_path / f"width={width}", config_file=str(OWN))
