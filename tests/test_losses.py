@@ -12,6 +12,7 @@ from test_steps import BATCH, Scale
 
 import resflax
 from resflax import losses, steps, train
+from resflax.interop import peers
 from resflax.train_state import create_train_state
 
 RNG = np.random.default_rng(0)
@@ -59,8 +60,7 @@ def test_every_loss_is_a_number_per_example_with_a_finite_gradient(name, logits,
 @pytest.mark.parametrize("targets", [LABELS, MIXED], ids=["labels", "mixed"])
 def test_binary_is_timms(sum_classes, threshold, targets):
     torch = pytest.importorskip("torch")
-    timm_loss = pytest.importorskip("timm.loss")
-    theirs = timm_loss.BinaryCrossEntropy(
+    theirs = peers.load("timm.loss").BinaryCrossEntropy(
         smoothing=0.1, target_threshold=threshold, sum_classes=sum_classes
     )
     # timm leaves mixed targets to its own mixing, which smooths them before.
