@@ -290,7 +290,7 @@ def test_training_sees_no_image_that_it_is_evaluated_on(monkeypatch, tmp_path):
 
     def train_batch(source, indices, seeds):
         batch = read(source, indices, seeds)
-        if seeds.max() > len(source):  # random, and no indices, as where it is evaluated
+        if seeds.max() > 2**32:  # random, and no indices, as where it is evaluated
             seen.update(image.tobytes() for image in batch["image"])
         return batch
 
@@ -300,5 +300,5 @@ def test_training_sees_no_image_that_it_is_evaluated_on(monkeypatch, tmp_path):
     train.train_and_evaluate(config, tmp_path / "run")
     dataset = sources.load(config.data)
     evaluated = [i.tobytes() for s in (dataset.val, dataset.test) for i in s.images]
-    assert len(seen) == 60
+    assert 48 < len(seen) <= 60  # of an epoch, and of all
     assert not seen & set(evaluated)

@@ -250,12 +250,12 @@ def read(
     if num_classes is None and classes:
         num_classes = max(classes)
     model = zoo.create_model(name, num_classes, **{**layout.overrides, **overrides})
+    _check_known(name, model, layout)
     # Layouts know blocks by their names, so loops are packed afterwards.
     loops = getattr(model, "loops", ())
     template = _template(model.clone(packed=False) if loops else model, zoo.image_size(name))
     entries = _entries(layout, model, template, file)
     variables = weights.read(entries, _arrays(file), template)
-    _check_known(name, model, layout)
     return model, repeat.pack(variables, loops), template["params"]["head"]
 
 
