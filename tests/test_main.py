@@ -21,7 +21,7 @@ def run(*arguments, devices=1):
         ((*SMALL, "stray"), "unexpected argument 'stray'"),
         (("--config.seed=1", *SMALL), "before a value for --config"),
         (("--config", "configs/resnet.py:cifar1000"), "digits, shapes"),
-        ((*SMALL, "--config.model.shortcut=Z"), "'A', 'B', 'C', 'none'"),
+        ((*SMALL, "--config.model.shortcut=Z"), "'A', 'B', 'C', 'D', 'none'"),
         (
             ("--config", "configs/se_resnext.py", "--config.model.depth=51"),
             "10, 14, 18, 26, 34, 50, 101, 152, 200",

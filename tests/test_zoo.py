@@ -379,7 +379,7 @@ def test_every_name_builds(name):
         ("se_resnext50_32x4", {}, "se_resnext50_32x4d"),
         ("zzz", {}, "list_models"),
         ("resnet50", {"colour": 3}, "depth, .*shortcut, .*se_reduction, .*dtype"),
-        ("resnet50", {"shortcut": "Z"}, "'A', 'B', 'C', 'none'"),
+        ("resnet50", {"shortcut": "Z"}, "'A', 'B', 'C', 'D', 'none'"),
         ("resnet50", {"unit": "Z"}, "'original', .*'full_preact'"),
         ("resnet50", {"stem": "Z"}, "'imagenet', 'cifar', 'deep'"),
         ("resnet50", {"stride_in": "5x5"}, "'1x1', '3x3'"),

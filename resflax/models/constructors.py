@@ -71,7 +71,7 @@ def check(axis: str, choice: Any, table: Mapping[str, Any]) -> None:
         )
     if not callable(choice):
         raise UserError(
-            f"{axis} {choice!r} is neither a constructor nor one of {', '.join(table)}."
+            f"{axis} {choice!r} is neither a constructor nor one of {', '.join(map(repr, table))}."
         )
     try:
         hash(choice)
