@@ -196,7 +196,7 @@ def _train(
     result = named("eval/", results) | chosen | further
     if is_main:
         workdir_lib.write_result(workdir, result)
-    summary.conclude(console, workdir, result, best[0] / batches.steps_per_epoch)
+    summary.conclude(console, workdir, parts, result, best[0] / batches.steps_per_epoch)
     return result
 
 

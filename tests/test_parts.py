@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 import signal
+from unittest import mock
 
 import flax.linen as nn
 import forked
@@ -22,6 +23,7 @@ from resflax.errors import UserError
 from resflax.parts import NAMES, Parts
 from resflax.process import command
 from resflax.report import runs, study
+from resflax.run import summary
 from resflax.run import workdir as workdir_lib
 
 OWN = pathlib.Path(own.__file__)
@@ -180,6 +182,22 @@ def test_a_data_set_of_the_user_s_own_is_asked_for_unless_there_is_another(run):
 
 def start(workdir, *flags):
     return forked.Process("resflax.main", *CONFIG, *flags, "--workdir", workdir)
+
+
+@pytest.mark.parametrize(
+    ("own_parts", "right"),
+    [
+        (Parts(), '("runs/a")'),
+        (parts(get_model=None), '("runs/a")'),
+        (parts(), f'("runs/a", config_file="{OWN}")'),
+        (Parts.of_objects(model=Callless()), '("runs/a", model=model)'),
+    ],
+)
+def test_a_run_says_how_its_network_is_restored(own_parts, right):
+    result = {"eval/loss": 1.0, "eval/top1": 0.5, "best/top1": 0.5, "best/step": 2, "seconds": 3}
+    console = mock.Mock()
+    summary.conclude(console, pathlib.Path("runs/a"), own_parts, result, 1.0)
+    assert f"resflax.restore{right}  #" in console.print.call_args.args[0]
 
 
 @pytest.mark.long

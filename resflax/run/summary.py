@@ -1,6 +1,7 @@
 """What a person reads of a run before its first step and after its last."""
 
 import math
+import os
 import pathlib
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from resflax import config as config_lib
 from resflax.data import sources
 from resflax.models import count
 from resflax.parallel import DataParallel
-from resflax.parts import unmapped
+from resflax.parts import NONE, Parts, unmapped
 from resflax.run import workdir as workdir_lib
 from resflax.run.console import Console
 
@@ -47,13 +48,18 @@ def introduce(
 
 
 def conclude(
-    console: Console, workdir: pathlib.Path, result: dict[str, float], best_epoch: float
+    console: Console,
+    workdir: pathlib.Path,
+    parts: Parts,
+    result: dict[str, float],
+    best_epoch: float,
 ) -> None:
     """Prints what came out of a run, and how to restore it.
 
     Args:
       console: of the run.
       workdir: of the run.
+      parts: of the user's own.
       result: see train.train_and_evaluate.
       best_epoch: epochs before the best evaluation.
     """
@@ -81,6 +87,15 @@ def conclude(
         f"{workdir_lib.CURVES}, {workdir_lib.CHECKPOINTS}/, {workdir_lib.EVENTS}/\n"
         f"To restore it:\n"
         f"  import resflax\n"
-        f'  run = resflax.restore("{workdir}")  # best=True: the best step\n'
+        f'  run = resflax.restore("{workdir}"{_network(parts)})  # best=True: the best step\n'
         f"  logits = run.model.apply(run.variables, run.preprocess(images), train=False)"
     )
+
+
+def _network(parts: Parts) -> str:
+    """What `resflax.restore` takes for a network of the user's own: its file, or itself."""
+    if parts.model is None:
+        return ""
+    if parts.file == NONE.file:  # given as an object
+        return ", model=model"
+    return f', config_file="{os.path.abspath(parts.file)}"'
