@@ -22,7 +22,8 @@ import sys
 _ENVIRONMENT = dict(os.environ)
 _VARIABLE = "RESFLAX_TEST_DEVICES"
 _DEVICES = int(os.environ.get(_VARIABLE, "1"))
-_CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "resflax"
+_USUAL_CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "resflax"
+_CACHE = pathlib.Path(os.environ.get("RESFLAX_TEST_CACHE", _USUAL_CACHE))
 _CACHE.mkdir(parents=True, exist_ok=True)
 
 os.environ["XDG_CACHE_HOME"] = str(_CACHE)

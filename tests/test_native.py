@@ -213,7 +213,7 @@ def test_processors_of_narrower_vectors(tmp_path, without):
     wrapper = tmp_path / "c++"
     wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" -mno-{without}\n')
     wrapper.chmod(0o755)
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": str(wrapper)}
+    environment = {**os.environ, "RESFLAX_TEST_CACHE": str(tmp_path), "CXX": str(wrapper)}
     tests = "every_width or photographs or bands or many_channels or products or pool"
     files = [__file__, str(pathlib.Path(__file__).with_name("test_pool.py"))]
     command = [sys.executable, "-m", "pytest", "-q", "-n0", *files, "-k", tests]

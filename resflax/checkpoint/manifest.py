@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import re
@@ -204,9 +205,10 @@ def _revision() -> str | None:
 
 
 def _files(checkpoint: pathlib.Path) -> Iterator[str]:
-    for path in sorted(checkpoint.rglob("*")):
-        if not path.is_dir():
-            yield path.relative_to(checkpoint).as_posix()
+    # Unlike Path.rglob, this goes on where a run at work deletes a directory meanwhile.
+    for folder, _, names in os.walk(checkpoint):
+        for name in names:
+            yield pathlib.Path(folder, name).relative_to(checkpoint).as_posix()
 
 
 def _digest(path: pathlib.Path) -> tuple[int, str]:

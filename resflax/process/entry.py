@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import types
+from typing import Any
 
 _CODE = 128 + signal.SIGINT
 
@@ -31,6 +32,7 @@ def handle_interrupts() -> None:
     if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
         sys.excepthook = _show
+        sys.unraisablehook = _end_unraised
 
 
 def _interrupt(number: int, frame: types.FrameType | None) -> None:
@@ -47,6 +49,13 @@ def _interrupt(number: int, frame: types.FrameType | None) -> None:
     watch.daemon = True
     watch.start()
     raise KeyboardInterrupt
+
+
+def _end_unraised(unraisable: Any) -> None:
+    """Ends the process where the interrupt came in a callback, which nothing can be raised from."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _end()
+    sys.__unraisablehook__(unraisable)
 
 
 def _end() -> None:
