@@ -5,6 +5,7 @@ They are real processes: what is set up before the first array, signals and exit
 """
 
 import multiprocessing
+import multiprocessing.util
 import os
 import pathlib
 import runpy
@@ -16,6 +17,8 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["resflax.train", "resflax.run.replay", "resflax.process.command"])
+# Now, before a test sets a folder for temporary files whose name is too long for a socket's path.
+multiprocessing.util.get_temp_dir()
 
 
 def xla_flags(devices=1):
