@@ -108,7 +108,7 @@ def restore_model(
         found = store.steps(workdir)
         try:
             return _restore(workdir, step, best, parts or NONE)
-        except (OSError, ValueError):  # orbax and tensorstore raise either
+        except Exception:  # which is what orbax makes of tensorstore's errors
             # Did a run at work save a later step, and delete this one while it was read?
             now = store.steps(workdir)
             gone = now != found if step is None else step in found and step not in now
