@@ -19,6 +19,7 @@ def get_config():
     config.data.update(source="digits", image_size=8)
     config.train.update(batch_size=64, epochs=10.0)
     config.optim.lr = 0.4
+    config.loss.name = "focal"  # whose field is borrowed
     config.loss.focal.gamma = 2.0
     return config
 
