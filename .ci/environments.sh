@@ -21,9 +21,9 @@ environment() {  # environment INTERPRETER NAME: makes and activates a virtual e
   python --version
 }
 
-install_peers() {  # the libraries that weights are compared with; a torch for CPUs is enough
+install_peers() {  # what weights are compared with, a torch for CPUs is enough; and Hugging Face's data
   pip install -q "torch==2.13.0" numpy pillow pyyaml huggingface_hub safetensors h5py keras
-  pip install -q "cykooz-resizer>=4" "simplejpeg>=1.9"
+  pip install -q "cykooz-resizer>=4" "simplejpeg>=1.9" "datasets>=3.0"
   pip install -q --no-deps "torchvision==0.28.0" timm
 }
 
