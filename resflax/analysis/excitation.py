@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from resflax import figures
 from resflax.analysis import gates
@@ -140,6 +141,7 @@ def draw(title: str, blocks: Mapping[str, Gates], label_names: Sequence[str]) ->
         some = f", {len(places)} of {len(found.mean)}" if len(places) < len(found.mean) else ""
         axes.set_xlabel(f"{name}: channel, by its mean gate{some}")
         axes.set_ylabel("" if number % columns else "gate")
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         figures.style(axes)
         for colour, label in zip(figures.COLOURS, _chosen(found), strict=False):
             line = found.classes[label][order]
