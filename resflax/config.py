@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections.config_dict import FieldReference, placeholder
 
-from resflax import constructor
+from resflax import signature
 from resflax.errors import UserError
 from resflax.losses import LOSSES
 from resflax.models import argument_types, create_model, list_models, override_names
@@ -234,7 +234,7 @@ def _with_groups(
 ) -> ml_collections.ConfigDict:
     """Adds a sub-group for each constructor that has fields of its own."""
     for name, constructed in constructors.items():
-        own = constructor.own(constructed)
+        own = signature.own(constructed)
         if own:
             group[name] = ml_collections.ConfigDict()
         for field, default in own.items():

@@ -6,7 +6,7 @@ images to such a loss. One with arrays of its own is a pytree of them, which the
 as an argument.
 
 To add a loss, write its constructor and add a row to LOSSES. The constructor's arguments with a
-default become the fields of `config.loss.NAME` (see resflax.constructor).
+default become the fields of `config.loss.NAME` (see resflax.signature).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from resflax import constructor, metrics
+from resflax import metrics, signature
 from resflax.errors import UserError
 
 PyTree = Any
@@ -44,7 +44,7 @@ def binary(
       sum_classes: the sum over the classes, instead of their mean.
     """
     if threshold is not None:
-        constructor.require(0.0, 1.0, threshold=threshold)
+        signature.require(0.0, 1.0, threshold=threshold)
 
     def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
         targets = optax.smooth_labels(metrics.probabilities(logits, targets), label_smoothing)
@@ -65,7 +65,7 @@ def focal(*, gamma: float = 2.0) -> Loss:
     Args:
       gamma: exponent that lessens the loss of examples that are classified well; 0: cross-entropy.
     """
-    constructor.require(0.0, 100.0, gamma=gamma)
+    signature.require(0.0, 100.0, gamma=gamma)
 
     def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
         log_p = jax.nn.log_softmax(logits)
@@ -137,8 +137,8 @@ def distillation(
     """
     if not teacher:
         raise UserError("teacher must be a run's directory or a file of weights.")
-    constructor.require(1e-3, 1e3, temperature=temperature)
-    constructor.require(0.0, 1.0, weight=weight)
+    signature.require(1e-3, 1e3, temperature=temperature)
+    signature.require(0.0, 1.0, weight=weight)
     apply, variables = load_teacher(teacher, network)
     hard = cross_entropy(label_smoothing=label_smoothing)
     return Distillation(apply, variables, hard, temperature, weight)
@@ -163,7 +163,7 @@ def of(config: Mapping[str, Any], **shared: Any) -> Loss | Distillation:
       UserError: if a field has a value that the loss cannot have.
     """
     make = LOSSES[config["name"]]
-    taken = {name: shared[name] for name in constructor.shared(make)}
+    taken = {name: shared[name] for name in signature.shared(make)}
     return make(**taken, **config.get(config["name"], {}))
 
 

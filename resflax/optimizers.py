@@ -3,7 +3,7 @@
 OPTIMIZERS is the table of their names. To add one, write its constructor and add a row: it maps the
 schedule and the decay, a transformation, to the transformations of a clipped gradient, in their
 order. The decay's place among them makes it coupled or decoupled. Arguments that have a default
-become the fields of `config.optim.NAME` (see resflax.constructor).
+become the fields of `config.optim.NAME` (see resflax.signature).
 """
 
 import functools
@@ -17,7 +17,7 @@ import optax
 import optax.contrib
 from optax import GradientTransformation as Transform
 
-from resflax import constructor
+from resflax import signature
 from resflax.errors import UserError
 
 Path = tuple[Any, ...]
@@ -171,8 +171,8 @@ def lars(
       trust_coefficient: ratio of a gradient's norm to the kernel's.
       eps: added to the gradient's norm.
     """
-    constructor.require(0.0, 1.0, momentum=momentum)
-    constructor.require(0.0, _LARGEST, trust_coefficient=trust_coefficient, eps=eps)
+    signature.require(0.0, 1.0, momentum=momentum)
+    signature.require(0.0, _LARGEST, trust_coefficient=trust_coefficient, eps=eps)
     ratio = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps)
     scaled = optax.masked(ratio, _kernels), optax.scale_by_learning_rate(rate)
     return decay, *scaled, optax.trace(momentum, nesterov)
@@ -189,7 +189,7 @@ def lion(
       b1: share of the mean gradient in what the sign is taken of.
       b2: share of the mean gradient that a step keeps.
     """
-    constructor.require(0.0, 1.0, b1=b1, b2=b2)
+    signature.require(0.0, 1.0, b1=b1, b2=b2)
     return optax.scale_by_lion(b1, b2), decay, optax.scale_by_learning_rate(rate)
 
 
@@ -218,8 +218,8 @@ def muon(
       b2: of AdamW.
       eps: of AdamW, and added to the norm that a matrix is divided by.
     """
-    constructor.require(0.0, 1.0, beta=beta)
-    constructor.require(0.0, _LARGEST, rms=rms)
+    signature.require(0.0, 1.0, beta=beta)
+    signature.require(0.0, _LARGEST, rms=rms)
     _require_adam(b1, b2, eps)
     direction = optax.contrib.muon(
         -1.0,  # the direction's rate and sign come after the decay
@@ -264,7 +264,7 @@ def optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> Tr
         initialised, if `multipliers` has an expression that begins no parameter's path.
     """
     make = OPTIMIZERS[config.name]
-    shared = {name: config[name] for name in constructor.shared(make)}
+    shared = {name: config[name] for name in signature.shared(make)}
     parts = make(schedule, _decay(config), **shared, **config.get(config.name, {}))
     if config.multipliers:
         parts = *parts, _rates(config.multipliers)
@@ -369,5 +369,5 @@ def _matrices(params: Any) -> Any:
 
 
 def _require_adam(b1: float, b2: float, eps: float) -> None:
-    constructor.require(0.0, 1.0, b1=b1, b2=b2)
-    constructor.require(0.0, _LARGEST, eps=eps)
+    signature.require(0.0, 1.0, b1=b1, b2=b2)
+    signature.require(0.0, _LARGEST, eps=eps)

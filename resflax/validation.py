@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from resflax import constructor, losses, optimizers
+from resflax import losses, optimizers, signature
 from resflax.config import (
     ConfigError,
     base,
@@ -133,7 +133,7 @@ def validate(
 
 def _validate_loss(config: ml_collections.ConfigDict) -> None:
     _chosen(config, "loss", losses.LOSSES)
-    smoothed = "label_smoothing" in constructor.shared(losses.LOSSES[config.loss.name])
+    smoothed = "label_smoothing" in signature.shared(losses.LOSSES[config.loss.name])
     if config.train.label_smoothing and not smoothed:
         raise ConfigError(
             f"config.train.label_smoothing {config.train.label_smoothing} must be 0.0: the loss "
@@ -148,7 +148,7 @@ def _validate_loss(config: ml_collections.ConfigDict) -> None:
 def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
     optim = config.optim
     _chosen(config, "optim", optimizers.OPTIMIZERS)
-    fields = {name: constructor.shared(make) for name, make in optimizers.OPTIMIZERS.items()}
+    fields = {name: signature.shared(make) for name, make in optimizers.OPTIMIZERS.items()}
     # Studies of both may set all fields of both, as ever.
     taken = {*fields["rmsprop"]} if optim.name == "sgd" else {*fields[optim.name]}
     for field in sorted({*itertools.chain(*fields.values())} - taken):
@@ -167,7 +167,7 @@ def _chosen(
     """Raises ConfigError if a group's name is no choice, or a field of another choice is set."""
     _choice(config, f"{group}.name", choices)
     for name, choice in choices.items():
-        for field in constructor.own(choice) if name != config[group].name else ():
+        for field in signature.own(choice) if name != config[group].name else ():
             chosen = f"config.{group}.name is {config[group].name!r}"
             _unset(config, f"{group}.{name}.{field}", chosen)
 
