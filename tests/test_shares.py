@@ -302,3 +302,10 @@ def test_training_sees_no_image_that_it_is_evaluated_on(monkeypatch, tmp_path):
     evaluated = [i.tobytes() for s in (dataset.val, dataset.test) for i in s.images]
     assert 48 < len(seen) <= 60  # of an epoch, and of all
     assert not seen & set(evaluated)
+
+
+def test_a_single_class_has_no_other_for_noise():
+    one = examples.ArraySource(IMAGES, np.zeros(80, np.int32))
+    assert shares.divided(one, data_config(), 1) == (one, None)
+    with pytest.raises(UserError, match=r"label_noise 0\.5 must be 0: there is no other class"):
+        shares.divided(one, data_config(label_noise=0.5), 1)

@@ -70,8 +70,14 @@ def _of_each_class(labels: np.ndarray, config: ml_collections.ConfigDict, part: 
 
 def _noise(count: int, num_classes: int, share: float, seed: int) -> np.ndarray:
     """What is added to each label, int32 [count]: 0, or for a share of them 1 to classes - 1."""
-    rng = np.random.default_rng(seed)
     shifts = np.zeros(count, np.int32)
+    if not share:
+        return shifts
+    if num_classes < 2:
+        raise UserError(
+            f"config.data.label_noise {share:g} must be 0: there is no other class than the one."
+        )
+    rng = np.random.default_rng(seed)
     wrong = rng.permutation(count)[: round(share * count)]
     shifts[wrong] = rng.integers(1, num_classes, len(wrong))
     return shifts
