@@ -43,6 +43,30 @@ _MOST = {
     "train.steps_per_call": 2**20,
 }
 
+# The least value of a number.
+_LEAST = {
+    "train.batch_size": 1,
+    "train.grad_accumulation": 1,
+    "eval.batch_size": 1,
+    "eval.every_epochs": 1,
+    "checkpoint.every_epochs": 1,
+    "checkpoint.keep": 1,
+    "log.every_steps": 1,
+    "optim.warmup_epochs": 0,
+    "optim.weight_decay": 0,
+    "optim.clip_norm": 0,
+    "optim.clip_adaptive": 0,
+    "optim.sam_rho": 0,
+    "optim.lr": 0,
+    "optim.decay_epochs": 0,
+    "optim.rms_epsilon": 0,
+    "train.aux_weight": 0,
+    "train.steps_per_call": 0,
+    "train.max_skips": 0,
+    "analysis.every": 0,
+}
+_SHARES = ("train.label_smoothing", "train.ema_decay", "optim.momentum", "optim.rms_decay")
+
 
 def validate(
     config: ml_collections.ConfigDict, num_devices: int = 1, own: Collection[str] = ()
@@ -56,6 +80,35 @@ def validate(
         what the user likes.
     """
     require_whole(config)
+    _validate_values(config)
+    _choice(config, "model.dtype", DTYPES)
+    if "model" not in own:
+        _model(config)
+    _choice(config, "model.bn_axis", BN_AXES)
+    _choice(config, "optim.schedule", SCHEDULES)
+    _pattern(config, "train.trainable")
+    _choice(config, "parallel.mode", MODES)
+    _choice(config, "checkpoint.if_unsaved", ("stop", "go_on"))
+    for field, least in _LEAST.items():
+        _at_least(config, field, least)
+    try:
+        augmentation.Augmentation(**config.augment)
+        mixing.mixer(**config.mix)
+    except UserError as error:
+        raise ConfigError(f"config.{error}") from None
+    _validate_loss(config)
+    _validate_optimizer(config)
+    validate_data(config)
+    # All may be kept to evaluate on, but not here.
+    for field in ("data.folder.val_share", *_SHARES):
+        _between(config, field, 0.0, 1.0)
+    _validate_epochs(config)
+    _finite(flatten(config))
+    _validate_devices(config, num_devices)
+
+
+def _validate_values(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for a value that cannot be whatever the field means."""
     for field, value in flatten(config).items():
         numbers = not isinstance(value, tuple) or all(isinstance(v, int | float) for v in value)
         if not numbers and not field.startswith(("model.", "optim.multipliers")):
@@ -65,54 +118,11 @@ def validate(
     for field, most in _MOST.items():
         if _get(config, field) > most:
             raise ConfigError(f"config.{field} {_get(config, field)} must be at most {most:,}.")
-    _choice(config, "model.dtype", DTYPES)
-    if "model" not in own:
-        _model(config)
-    _choice(config, "model.bn_axis", BN_AXES)
-    _choice(config, "optim.schedule", SCHEDULES)
-    _pattern(config, "train.trainable")
-    _choice(config, "parallel.mode", MODES)
-    _choice(config, "checkpoint.if_unsaved", ("stop", "go_on"))
-    for field in (
-        "train.batch_size",
-        "train.grad_accumulation",
-        "eval.batch_size",
-        "eval.every_epochs",
-        "checkpoint.every_epochs",
-        "checkpoint.keep",
-        "log.every_steps",
-    ):
-        _at_least(config, field, 1)
-    for field in (
-        "optim.warmup_epochs",
-        "optim.weight_decay",
-        "optim.clip_norm",
-        "optim.clip_adaptive",
-        "optim.sam_rho",
-        "optim.lr",
-        "optim.decay_epochs",
-        "optim.rms_epsilon",
-        "train.steps_per_call",
-        "train.max_skips",
-        "analysis.every",
-    ):
-        _at_least(config, field, 0)
-    try:
-        augmentation.Augmentation(**config.augment)
-        mixing.mixer(**config.mix)
-    except UserError as error:
-        raise ConfigError(f"config.{error}") from None
-    _at_least(config, "train.aux_weight", 0)
-    _validate_loss(config)
-    _validate_optimizer(config)
-    validate_data(config)
-    # All may be kept to evaluate on, but not here.
-    _between(config, "data.folder.val_share", 0.0, 1.0)
-    shares = "train.label_smoothing", "train.ema_decay", "optim.momentum", "optim.rms_decay"
-    for field in shares:
-        _between(config, field, 0.0, 1.0)
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"config.seed {config.seed} must be from 0 to 2**32 - 1.")
+
+
+def _validate_epochs(config: ml_collections.ConfigDict) -> None:
     if not 0 < config.train.epochs <= 1e6:
         raise ConfigError(
             f"config.train.epochs {config.train.epochs} must be more than 0, at most 1,000,000."
@@ -127,8 +137,6 @@ def validate(
         raise ConfigError(
             f"config.optim.step_epochs {step_epochs} must increase, from 0 to at most 1,000,000."
         )
-    _finite(flatten(config))
-    _validate_devices(config, num_devices)
 
 
 def _validate_loss(config: ml_collections.ConfigDict) -> None:
