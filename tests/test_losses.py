@@ -161,3 +161,14 @@ def test_a_student_learns_from_a_run_whose_weights_are_no_part_of_it(
     train.train_and_evaluate(config, tmp_path / "run")
     student = resflax.restore(tmp_path / "run")
     assert student.variables["params"]["head"]["kernel"].shape == (16, 10)
+
+
+def test_a_teacher_does_not_learn():
+    def loss_of(weights):
+        hard = losses.cross_entropy(label_smoothing=0.0)
+        taught = losses.Distillation(lambda v, x: x @ v, weights, hard, 2.0, 0.5)
+        return jnp.sum(losses.on(taught, jnp.eye(3))(jnp.ones((3, 3)), jnp.arange(3)))
+
+    weights = jnp.arange(9.0).reshape(3, 3)
+    assert loss_of(weights) != loss_of(-weights)
+    np.testing.assert_array_equal(jax.grad(loss_of)(weights), 0)

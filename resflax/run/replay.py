@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from typing import Any
 
 import jax
 import ml_collections
@@ -68,22 +69,26 @@ def replay(config: ml_collections.ConfigDict, workdir: pathlib.Path, parts: Part
     for _, batch in batches.take([1] * (failure.step - first_step)):
         state, metrics = step(state, batch, *examples)
     (found,) = parallel.fetch(metrics)
-    norms = np.asarray(list(failure.layer_norms.values()), np.float32)
     array = checkpoint.spoilt(parallel.single(state))
-    same = array == failure.array and all(
-        np.array_equal(np.float32(a), np.float32(b), equal_nan=True)
-        for a, b in (
-            (found["loss"], failure.loss),
-            (found["grad_norm"], failure.grad_norm),
-            (found["layer_norms"], norms),
-        )
-    )
     for name, norm in zip(failure.layer_norms, found["layer_norms"], strict=True):
         console.print(f"{norm:12.4g}  {name}")
     if array is not None:
         console.print(f"{array} is not finite after step {failure.step}")
+    same = array == failure.array and _same(found, failure)
     console.print(
         f"step {failure.step}: loss {found['loss']}, norm of the gradient {found['grad_norm']}: "
         f"{'as' if same else 'NOT as'} in {workdir / FILE}"
     )
     return same
+
+
+def _same(metrics: dict[str, Any], failure: Failure) -> bool:
+    """Whether a step gave the numbers of the one that failed, bit for bit."""
+    return all(
+        np.array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32), equal_nan=True)
+        for a, b in (
+            (metrics["loss"], failure.loss),
+            (metrics["grad_norm"], failure.grad_norm),
+            (metrics["layer_norms"], list(failure.layer_norms.values())),
+        )
+    )
